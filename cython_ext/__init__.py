@@ -1,0 +1,1 @@
+"""Compiled kernels: nogil functions over C structs with thin classes on top."""

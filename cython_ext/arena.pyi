@@ -1,0 +1,3 @@
+class Arena:
+    @property
+    def nbytes(self) -> int: ...

@@ -1,0 +1,143 @@
+"""The one error tree.
+
+::
+
+    ProcserverError                 status  code
+    ├── ServiceError                          what an operator must mend (start-up)
+    │   ├── ConfigError                     service JSON or environment
+    │   ├── FgConfigError                   fg.json: names feature, key and reason
+    │   ├── ModelError                      model directory or model
+    │   └── SourceError                     item source or item cache build
+    └── RequestError                          what a client is told
+        ├── BadRequest              400     bad_request
+        │   ├── Undecodable         400     undecodable
+        │   ├── BadTensor           400     bad_tensor
+        │   └── BadFeature          400     bad_feature
+        ├── Unauthorized            401     unauthorized
+        ├── NotFound                404     not_found
+        ├── LengthRequired          411     length_required
+        ├── TooLarge                413     too_large
+        ├── QueueFull               450     queue_full
+        ├── PredictFailed           500     predict_failed
+        └── NotReady                503     not_ready
+
+A request error's message goes to the client as it is, so it names the field,
+feature or tensor and never carries model source, paths or secrets; what only
+the operator may see goes to the log (``__cause__``).
+"""
+
+
+class ProcserverError(Exception):
+    """Base of every error that procserver raises on purpose."""
+
+
+class ServiceError(ProcserverError):
+    """The service cannot start or load as configured."""
+
+
+class ConfigError(ServiceError):
+    """The service JSON is wrong; ``problems`` holds one line each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class FgConfigError(ServiceError):
+    """``fg.json`` cannot be served: which feature, which key, and why."""
+
+    def __init__(self, feature: str, key: str, reason: str) -> None:
+        where = f"feature {feature!r}" if feature else "fg.json"
+        super().__init__(f"{where}, key {key!r}: {reason}" if key else f"{where}: {reason}")
+        self.feature = feature
+        self.key = key
+        self.reason = reason
+
+
+class ModelError(ServiceError):
+    """The model directory or the model in it cannot be served."""
+
+
+class SourceError(ServiceError):
+    """Item features cannot be read, or a cache generation cannot be built."""
+
+
+class RequestError(ProcserverError):
+    """A request that is answered with something other than 200."""
+
+    status = 500
+    code = "predict_failed"
+    close_connection = False
+
+
+class BadRequest(RequestError):
+    """The request is wrong and would be wrong again."""
+
+    status = 400
+    code = "bad_request"
+
+
+class Undecodable(BadRequest):
+    """The body is not the protobuf message that this service takes."""
+
+    code = "undecodable"
+
+
+class BadTensor(BadRequest):
+    """An input tensor has the wrong dtype, shape or number of values."""
+
+    code = "bad_tensor"
+
+
+class BadFeature(BadRequest):
+    """A feature has the wrong type or number of values."""
+
+    code = "bad_feature"
+
+
+class Unauthorized(RequestError):
+    """Neither the raw token nor a valid signature."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class NotFound(RequestError):
+    """No such service or path here."""
+
+    status = 404
+    code = "not_found"
+
+
+class LengthRequired(RequestError):
+    """A body of unknown length."""
+
+    status = 411
+    code = "length_required"
+
+
+class TooLarge(RequestError):
+    """The body, or a count in it, is over the service's limit."""
+
+    status = 413
+    code = "too_large"
+    close_connection = True
+
+
+class QueueFull(RequestError):
+    """Too many requests are waiting; the connection is closed."""
+
+    status = 450
+    code = "queue_full"
+    close_connection = True
+
+
+class PredictFailed(RequestError):
+    """The model failed on a request that looked right; the log says how."""
+
+
+class NotReady(RequestError):
+    """The service is starting or draining."""
+
+    status = 503
+    code = "not_ready"

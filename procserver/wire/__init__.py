@@ -1,0 +1,1 @@
+"""Bytes of a request to typed columns and tensors, and scores to bytes."""
