@@ -87,9 +87,7 @@ class Predict:
             **self._service.pipeline.describe(),
         }
 
-    def on_subpath(
-        self, req: falcon.Request, resp: falcon.Response, name: str
-    ) -> None:
+    def on_subpath(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
         """Clients append paths of their own to the service's URL."""
         if req.method == "POST":
             self.on_post(req, resp, name)

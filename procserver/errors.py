@@ -48,7 +48,9 @@ class FgConfigError(ServiceError):
 
     def __init__(self, feature: str, key: str, reason: str) -> None:
         where = f"feature {feature!r}" if feature else "fg.json"
-        super().__init__(f"{where}, key {key!r}: {reason}" if key else f"{where}: {reason}")
+        super().__init__(
+            f"{where}, key {key!r}: {reason}" if key else f"{where}: {reason}"
+        )
         self.feature = feature
         self.key = key
         self.reason = reason

@@ -208,7 +208,9 @@ class BypassPipeline:
             raise BadRequest("the request has neither inputs nor map_inputs")
         arrays = [(array.dtype, array.values) for array in request.inputs]
         return Reply(
-            torch_wire.encode(self._runner.run_positional(arrays, request.output_filter))
+            torch_wire.encode(
+                self._runner.run_positional(arrays, request.output_filter)
+            )
         )
 
     def warm_up(self) -> None:

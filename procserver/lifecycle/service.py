@@ -52,9 +52,7 @@ def _pipeline(
     if service.model.fg_mode == "bypass":
         return BypassPipeline(runner)
     if package.fg_json is None:
-        raise ModelError(
-            f"fg_mode is normal, but {package.directory} holds no fg.json"
-        )
+        raise ModelError(f"fg_mode is normal, but {package.directory} holds no fg.json")
     fg = FeatureGenerator(
         package.fg_json,
         threads=service.model.fg_threads,

@@ -34,7 +34,8 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 
 _MISSING_KEY = re.compile(r"KeyError: ['\"]?([^\s'\"]+)")
 _OUT_OF_RANGE = re.compile(
-    r"index out of range|not in the valid range|out of bounds", re.IGNORECASE
+    r"index out of range|not in the valid range|out of bounds|< index_size",
+    re.IGNORECASE,
 )
 
 
