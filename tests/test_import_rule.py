@@ -50,7 +50,9 @@ def cython_imports(path: Path) -> set[str]:
     found = set()
     for line in path.read_text(encoding="utf-8").splitlines():
         words = line.split()
-        if (len(words) > 3 and words[0] == "from" and words[2] in ("import", "cimport")) or (len(words) > 1 and words[0] in ("import", "cimport")):
+        if (
+            len(words) > 3 and words[0] == "from" and words[2] in ("import", "cimport")
+        ) or (len(words) > 1 and words[0] in ("import", "cimport")):
             found.add(words[1])
     return found
 
