@@ -19,7 +19,9 @@ class Named(torch.nn.Module):
         self.table = torch.nn.EmbeddingBag(4, 2)
 
     def forward(
-        self, data: dict[str, torch.Tensor], device: torch.device = torch.device("cpu")
+        self,
+        data: dict[str, torch.Tensor],
+        device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> dict[str, torch.Tensor]:
         offsets = torch.cumsum(data["id.lengths"], 0) - data["id.lengths"]
         pooled = self.table(data["id.values"], offsets)
