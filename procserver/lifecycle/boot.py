@@ -14,7 +14,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from procserver.config import ServiceConfig, storage
+from procserver.config import ServiceConfig
+from procserver.config.fetch import fetch
 from procserver.errors import ServiceError
 from procserver.itemcache.refresh import reclaim
 from procserver.lifecycle.refresher import Refresher
@@ -69,12 +70,13 @@ def on_starting(server: Any) -> None:
         "FarmHash" if service.envs.farm_hash else "std::hash",
     )
     try:
-        storage.fetch_all(service)
+        for mount in service.copies:
+            fetch(mount, service.state_dir)
         removed = reclaim()
         if removed:
             server.log.info("removed %d shared segments of dead owners", removed)
-        if service.source is not None and service.model.fg_mode == "normal":
-            state.refresher = Refresher(service, server.log)
+        if service.item_source is not None:
+            state.refresher = Refresher(service, service.item_source, server.log)
             state.control_name = state.refresher.control_name
             state.refresher.start([])
         _import_for_workers()

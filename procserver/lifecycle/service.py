@@ -22,13 +22,17 @@ WARM_UP_ROUNDS = 5
 WARM_UP_SUFFIXES = (".bin", ".pb")
 
 
-def build_service(service: ServiceConfig, control_name: str | None) -> Service:
+def build_service(
+    service: ServiceConfig, control_name: str | None, device: str
+) -> Service:
     """Loads everything that one worker needs and warms it up.
 
+    :param control_name: the cache's control segment; None without item source
+    :param device: ``cpu`` or ``cuda:N``
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
     package = open_package(service.model_dir, input_tile=service.envs.input_tile)
-    pipeline = _pipeline(service, package, control_name)
+    pipeline = _pipeline(service, package, control_name, device)
     started = time.monotonic()
     pipeline.warm_up()
     _replay(pipeline, service.warm_up_data_path)
@@ -44,11 +48,12 @@ def build_service(service: ServiceConfig, control_name: str | None) -> Service:
 
 
 def _pipeline(
-    service: ServiceConfig, package: ModelPackage, control_name: str | None
+    service: ServiceConfig,
+    package: ModelPackage,
+    control_name: str | None,
+    device: str,
 ) -> Pipeline:
-    runner = ModelRunner(
-        package, device=service.host.device, outputs=service.model.outputs
-    )
+    runner = ModelRunner(package, device=device, outputs=service.model.outputs)
     if service.model.fg_mode == "bypass":
         return BypassPipeline(runner)
     if package.fg_json is None:

@@ -47,7 +47,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         state = master()
         try:
             self._start_thread()
-            self.wsgi = create_app(build_service(state.service, state.control_name))
+            devices = state.service.host.device
+            self.wsgi = create_app(
+                build_service(
+                    state.service, state.control_name, devices[self.slot % len(devices)]
+                )
+            )
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
             # SAFETY: once the service has been ready, a worker that fails must
@@ -63,7 +68,7 @@ def post_fork(server: Any, worker: Worker) -> None:
         if age != worker.age:
             reports.close()
     worker.cores = available_cores()
-    if state.service.host.pin_cores and state.service.host.device == "cpu":
+    if state.service.host.pin_cores and state.service.host.device == ("cpu",):
         worker.cores = core_set(worker.cores, worker.slot, worker.workers)
         os.sched_setaffinity(0, worker.cores)
 
