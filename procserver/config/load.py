@@ -118,6 +118,11 @@ class _Parser:
         mounts = read_storage(
             self.tree.get("storage"), self.base, root, self.problems, self.warnings
         )
+        if service["oss_endpoint"]:
+            mounts = tuple(
+                replace(mount, endpoint=mount.endpoint or service["oss_endpoint"])
+                for mount in mounts
+            )
         # NOTE: without a name there is a problem already; the state folder
         # only has to be some path then.
         state = self.state_dir(service["name"] or "unnamed", host["state_dir"])
