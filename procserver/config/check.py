@@ -141,9 +141,11 @@ def _settings(section: SectionClass) -> Iterator[str]:
             continue
         is_default = value == declared.default
         unset = value is None or value == ()
-        if unset and declared.shown_default:
+        if unset and not declared.shown_default:
+            continue
+        if unset:
             value = declared.shown_default
-        remark = f"{declared.unit if not unset else ''}".strip()
+        remark = "" if unset else declared.unit
         yield _line(declared.key, value, remark, default=is_default)
 
 
