@@ -6,6 +6,7 @@
     ├── ServiceError                          what an operator must mend (start-up)
     │   ├── ConfigError                     service JSON or environment
     │   ├── FgConfigError                   fg.json: names feature, key and reason
+    │   ├── FetchError                      a remote folder cannot be copied here
     │   ├── ModelError                      model directory or model
     │   └── SourceError                     item source or item cache build
     └── RequestError                          what a client is told
@@ -54,6 +55,10 @@ class FgConfigError(ServiceError):
         self.feature = feature
         self.key = key
         self.reason = reason
+
+
+class FetchError(ServiceError):
+    """A remote folder cannot be copied to this machine."""
 
 
 class ModelError(ServiceError):

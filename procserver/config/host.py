@@ -29,7 +29,7 @@ class HostConfig:
         "state_dir",
         Text(),
         "Folder that the service writes to. Also `$PROCSERVER_STATE`.",
-        shown_default="$XDG_STATE_HOME/procserver/<name>",
+        shown_default="the user's state folder",
     )
     allow_debug: bool | None = setting(
         "allow_debug",

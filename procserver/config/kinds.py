@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from procserver.config.secret import Secret, Url
+from procserver.config.secret import Secret, Url, mask_url
 
 _TRUE = {"true", "1", "yes", "on", "t", "y"}
 _FALSE = {"false", "0", "no", "off", "f", "n"}
@@ -151,7 +151,8 @@ class UrlText:
     def read(self, value: object) -> Url | None:
         if not isinstance(value, str):
             raise Wrong("a path or URL")
-        return Url(value.strip()) if value.strip() else None
+        text = _as_text(value)
+        return Url(text) if text else None
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,8 @@ class Raw:
 
 def _as_text(value: object) -> str:
     if isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise Wrong("a text in Unicode")
         return value.strip()
     if isinstance(value, int | float) and not isinstance(value, bool):
         return json.dumps(value)
@@ -235,6 +238,8 @@ def shown(value: object, *, secret: bool = False) -> str:
     if isinstance(value, list):
         return "a list"
     if secret:
-        return "a text" if isinstance(value, str) else f"a {type(value).__name__}"
+        return {str: "a text", bool: "a boolean"}.get(type(value), "a number")
+    if isinstance(value, str):
+        value = mask_url(value)
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

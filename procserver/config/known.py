@@ -95,7 +95,9 @@ def _walk(
         elif isinstance(value, Mapping):
             _walk(value, path, leaves, objects, problems, warnings)
         else:
-            problems.append(f"{path}: expected an object, got {shown(value)}")
+            problems.append(
+                f"{path}: expected an object, got {shown(value, secret=True)}"
+            )
 
 
 def _check_tables(tables: Any, warnings: list[str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from procserver.config.envs import EnvConfig, read_envs
+from procserver.config.envs import read_envs
 from procserver.config.host import HostConfig
 from procserver.config.kinds import Wrong
 from procserver.config.known import (
@@ -118,6 +118,11 @@ class _Parser:
         mounts = read_storage(
             self.tree.get("storage"), self.base, root, self.problems, self.warnings
         )
+        if service["oss_endpoint"]:
+            mounts = tuple(
+                replace(mount, endpoint=mount.endpoint or service["oss_endpoint"])
+                for mount in mounts
+            )
         # NOTE: without a name there is a problem already; the state folder
         # only has to be some path then.
         state = self.state_dir(service["name"] or "unnamed", host["state_dir"])
@@ -229,7 +234,7 @@ class _Parser:
             model[key] = places.path(model[key])
         if service["warm_up_data_path"] is not None:
             service["warm_up_data_path"] = self.fetched(
-                Url(service["warm_up_data_path"]),
+                service["warm_up_data_path"],
                 "warm_up_data_path",
                 places,
                 service["oss_endpoint"],
@@ -287,10 +292,8 @@ class _Parser:
         """One warning for all keys that are given but do nothing yet."""
         given = [
             declared.path
-            for section, _, declared in all_settings()
-            if declared.pending
-            and section is not EnvConfig
-            and lookup(self.tree, declared.path) is not None
+            for _, _, declared in all_settings()
+            if declared.pending and lookup(self.tree, declared.path) is not None
         ]
         if given:
             self.warnings.append(

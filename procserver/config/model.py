@@ -79,7 +79,7 @@ class ModelConfig:
     )
     warmup_data_path: Path | None = setting(
         "warmup_data_path",
-        Text(),
+        Text(name="path"),
         "Folder of captured requests: filled at the first start, replayed before "
         "a worker is ready at later ones.",
         pending=True,
@@ -124,7 +124,7 @@ class ModelConfig:
     )
     request_log_path: Path | None = setting(
         "request_log_path",
-        Text(),
+        Text(name="path"),
         "Folder for requests of debug level 100 and their features.",
         pending=True,
     )

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from procserver.config.envs import EnvConfig
 from procserver.config.host import HostConfig
-from procserver.config.kinds import SecretText, Text
+from procserver.config.kinds import SecretText, Text, UrlText
 from procserver.config.model import ModelConfig
 from procserver.config.rpc import EasConfig, RpcConfig
 from procserver.config.secret import Secret
@@ -53,7 +53,7 @@ class ServiceConfig:
     )
     warm_up_data_path: Path | None = setting(
         "warm_up_data_path",
-        Text(),
+        UrlText(),
         "Request file replayed before a worker is ready: `.bin` is one body, "
         "`.txt` one request a line. A path or a URL.",
         pending=True,

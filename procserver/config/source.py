@@ -14,6 +14,7 @@ from procserver.config.kinds import (
     SecretText,
     Text,
     UrlText,
+    shown,
 )
 from procserver.config.secret import Secret, Url
 from procserver.config.settings import read_section, setting
@@ -155,7 +156,7 @@ def read_source(
         if not feature_store:
             return None
         values["remote_type"] = "featurestore"
-    _check(values, feature_store, problems, warnings)
+    _check(values, feature_store, problems, warnings, whole=len(problems) == before)
     return values
 
 
@@ -165,13 +166,15 @@ def _read_tables(raw: Any, problems: list[str]) -> tuple[TableConfig, ...]:
     single = isinstance(raw, Mapping)
     elements = [raw] if single else raw
     if not isinstance(elements, list | tuple):
-        problems.append(f"{path}: expected an object or a list of objects")
+        got = shown(raw, secret=True)
+        problems.append(f"{path}: expected an object or a list of objects, got {got}")
         return ()
     tables = []
     for index, element in enumerate(elements):
         where = path if single else f"{path}[{index}]"
         if not isinstance(element, Mapping):
-            problems.append(f"{where}: expected an object")
+            got = shown(element, secret=True)
+            problems.append(f"{where}: expected an object, got {got}")
             continue
         before = len(problems)
         values = read_section(TableConfig, element, problems, element=where)
@@ -185,6 +188,8 @@ def _check(
     feature_store: list[str],
     problems: list[str],
     warnings: list[str],
+    *,
+    whole: bool,
 ) -> None:
     kind = values["remote_type"]
     path = "model_config.remote_type"
@@ -193,7 +198,7 @@ def _check(
         problems.append(f'{path}: "none" contradicts model_config.tables')
     if kind in ("parquet", "hologres") and values["url"] is None:
         problems.append(f"model_config.url: missing; {path} {kind} needs it")
-    if kind in ("parquet", "hologres") and not tables and not problems:
+    if kind in ("parquet", "hologres") and not tables and whole:
         problems.append(
             "model_config.tables: missing; at least the item id's column is needed, "
             'such as {"key": "item_id"}'

@@ -1,5 +1,6 @@
 """``storage``: folders that the platform would mount, and where they are here."""
 
+import difflib
 import hashlib
 import re
 from collections.abc import Mapping
@@ -108,13 +109,15 @@ def read_storage(
     if isinstance(given, Mapping):
         given = [given]
     if not isinstance(given, list):
-        problems.append(f"storage: expected a list, got {shown(given)}")
+        problems.append(f"storage: expected a list, got {shown(given, secret=True)}")
         return ()
     mounts: dict[str, Mount] = {}
     for index, element in enumerate(given):
         where = f"storage[{index}]"
         if not isinstance(element, Mapping):
-            problems.append(f"{where}: expected an object, got {shown(element)}")
+            problems.append(
+                f"{where}: expected an object, got {shown(element, secret=True)}"
+            )
             continue
         before = len(problems)
         mount = _read_entry(element, where, base, root, problems, warnings)
@@ -147,7 +150,8 @@ def _read_entry(
         remote = entry.pop(kind)
         entry["oss"] = {"path": remote} if isinstance(remote, str) else remote
         if not isinstance(entry["oss"], Mapping):
-            problems.append(f"{where}.{kind}: expected an object, got {shown(remote)}")
+            got = shown(remote, secret=True)
+            problems.append(f"{where}.{kind}: expected an object, got {got}")
             return None
         if "read_only" in entry["oss"]:
             entry["oss"] = {"readOnly": entry["oss"]["read_only"], **entry["oss"]}
@@ -194,7 +198,12 @@ def _resolve(
 
 def _warn_unknown(entry: Mapping[str, Any], where: str, warnings: list[str]) -> None:
     known = {"mount_path", "local", "oss", *_OTHER_KEYS}
-    warnings.extend(f"{where}.{key}: unknown key" for key in entry if key not in known)
+    names = [*known, *_REMOTES]
+    for key in entry:
+        if key not in known:
+            close = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.7)
+            hint = f", did you mean {close[0]}?" if close else ""
+            warnings.append(f"{where}.{key}: unknown key{hint}")
 
 
 @dataclass(frozen=True)
