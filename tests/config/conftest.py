@@ -1,6 +1,7 @@
 """Folders and documents that the configuration tests share."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ def write_export(folder: Path, **acc: str) -> Path:
     (folder / "fg.json").write_text('{"features": []}')
     (folder / "model_acc.json").write_text(json.dumps({"SPARSE_INT64": "1", **acc}))
     return folder
+
+
+@pytest.fixture
+def export() -> Callable[..., Path]:
+    """Writes a fake export: ``export(folder, INPUT_TILE="2")``."""
+    return write_export
 
 
 @pytest.fixture

@@ -14,7 +14,13 @@ CANARY = "c4n4ry"
 
 @pytest.mark.parametrize("secret", [Secret(CANARY), Url(f"oss://id:{CANARY}@bucket/x")])
 def test_masked_however_it_is_shown(secret: Secret) -> None:
-    for text in (repr(secret), str(secret), f"{secret}", f"{secret:>40}", f"{[secret]}"):
+    for text in (
+        repr(secret),
+        str(secret),
+        f"{secret}",
+        f"{secret:>40}",
+        f"{[secret]}",
+    ):
         assert CANARY not in text
         assert "***" in text
     assert CANARY in secret.reveal()
