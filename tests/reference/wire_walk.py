@@ -208,6 +208,8 @@ def array(proto):
     values = list(getattr(proto, field))
     if len(dims) > 64 or any(d < 0 for d in dims):
         raise Refused
+    if math.prod(d for d in dims if d) > (2**63 - 1) >> 4:
+        raise Refused
     elements = math.prod(dims)
     if np.dtype(dtype).kind == "c":
         if len(values) != 2 * elements:
