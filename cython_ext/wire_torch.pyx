@@ -24,7 +24,8 @@ from cython_ext.wire_writer cimport Tensors
 cdef enum:
     MAX_TENSORS = 1 << 14
     MAX_DIMS = 64            # as numpy
-    MAX_ELEMENTS = INT64_MAX >> 4
+
+cdef int64_t MAX_ELEMENTS = INT64_MAX >> 4
 
 cdef enum Field:
     DTYPE = 1
