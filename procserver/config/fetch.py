@@ -89,9 +89,11 @@ def fetch(mount: Mount, state_dir: Path) -> Path:
     except Exception as error:
         # NOTE: drivers raise whatever their client library raises; the text may
         # hold the URL, so only the type and the OS's reason are passed on.
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        if getattr(error, "filename", None):
-            reason += f": {mask_url(str(error.filename))}"  # type: ignore[attr-defined]
+        reason = type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+            if error.filename:
+                reason += f": {mask_url(str(error.filename))}"
         raise FetchError(f"{remote}: cannot be copied: {reason}") from error
     return mount.folder(state_dir)
 
