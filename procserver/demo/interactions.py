@@ -70,11 +70,14 @@ class Shelves:
             self.total, low + rng.random(category.shape) * (high - low), side="right"
         )
         # A category without items yields its neighbour's: harmless in a demo.
-        return self.order[np.clip(at - 1, 0, len(self.order) - 1)]
+        drawn: Ints = self.order[np.clip(at - 1, 0, len(self.order) - 1)]
+        return drawn
 
     def popular(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Ints:
+        """Item rows of this shape, from the whole shop."""
         at = np.searchsorted(self.total, rng.random(shape), side="right")
-        return self.order[np.clip(at - 1, 0, len(self.order) - 1)]
+        drawn: Ints = self.order[np.clip(at - 1, 0, len(self.order) - 1)]
+        return drawn
 
 
 def draw_categories(rng: np.random.Generator, interest: Floats, width: int) -> Ints:
@@ -82,7 +85,8 @@ def draw_categories(rng: np.random.Generator, interest: Floats, width: int) -> I
     total = np.cumsum(interest, axis=1)
     dice = rng.random((len(interest), width))
     drawn: Ints = (dice[:, :, None] > total[:, None, :]).sum(axis=2)
-    return np.minimum(drawn, len(CATEGORIES) - 1)
+    within: Ints = np.minimum(drawn, len(CATEGORIES) - 1)
+    return within
 
 
 def nearer_price(first: Ints, second: Ints, items: Items, wanted: Ints) -> Ints:

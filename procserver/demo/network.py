@@ -105,7 +105,7 @@ class Ranker(nn.Module):
         clicks = self.clicks(batch, query)
         parts = [query, clicks, query * clicks]
         for name, table in self.tables.items():
-            parts.append(self.pool(table.weight, batch, name))
+            parts.append(self.pool(table.weight, batch, name))  # type: ignore[arg-type]
         dense = [batch["price.values"], batch["rating.values"], batch["stats.values"]]
         parts.append(self.scale(torch.cat(dense, dim=1)))
         hidden = self.shared(torch.cat(parts, dim=1))

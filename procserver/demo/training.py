@@ -113,7 +113,7 @@ def fit(
                 scores["logits_cvr"], order[begin:end], weight=weight, reduction="sum"
             )
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
 
