@@ -125,6 +125,23 @@ cdef class Column:
         """
         return _from_arrow(array)
 
+    @staticmethod
+    def from_texts(texts) -> Column:
+        """A STRING column of Python strings, without Arrow."""
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        offsets = np.zeros(len(encoded) + 1, dtype=np.int32)
+        np.cumsum([len(text) for text in encoded], out=offsets[1:])
+        data = b"".join(encoded)
+        cdef ColumnView view
+        memset(&view, 0, sizeof(ColumnView))
+        view.kind = STRING
+        view.rows = len(encoded)
+        view.values.scalar = STRING
+        view.values.length = view.rows
+        view.values.offsets = <const int32_t *><uintptr_t>offsets.ctypes.data
+        view.values.data = <const char *>data
+        return wrap_column(&view, (offsets, data))
+
     def to_pylist(self) -> list:
         """Cells as Python objects; a map is a list of (key, value) pairs."""
         cdef ColumnView *v = &self.view

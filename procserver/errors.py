@@ -6,6 +6,7 @@
     ├── ServiceError                          what an operator must mend (start-up)
     │   ├── ConfigError                     service JSON or environment
     │   ├── FgConfigError                   fg.json: names feature, key and reason
+    │   ├── FetchError                      a remote folder cannot be copied here
     │   ├── ModelError                      model directory or model
     │   └── SourceError                     item source or item cache build
     └── RequestError                          what a client is told
@@ -48,10 +49,16 @@ class FgConfigError(ServiceError):
 
     def __init__(self, feature: str, key: str, reason: str) -> None:
         where = f"feature {feature!r}" if feature else "fg.json"
-        super().__init__(f"{where}, key {key!r}: {reason}" if key else f"{where}: {reason}")
+        super().__init__(
+            f"{where}, key {key!r}: {reason}" if key else f"{where}: {reason}"
+        )
         self.feature = feature
         self.key = key
         self.reason = reason
+
+
+class FetchError(ServiceError):
+    """A remote folder cannot be copied to this machine."""
 
 
 class ModelError(ServiceError):

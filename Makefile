@@ -1,0 +1,71 @@
+# What one can do with a checkout. Needs Python 3.11, gcc, the Python headers
+# and venv; no root. TORCH chooses the torch build, e.g. for the CPU wheel:
+#   make serve PIP_TORCH="--index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_TORCH ?=
+VENV := .venv
+BIN := $(VENV)/bin
+SDK_VENV := .venv-sdk
+SOURCES := $(wildcard cython_ext/*.pyx cython_ext/*.pxd cython_ext/*.h protos/procserver/wire/pb/*.proto)
+PACKAGES := $(VENV)/.packages
+BUILT := $(VENV)/.built
+URL ?= http://127.0.0.1:8501
+
+.PHONY: serve test lint types bench loadtest demo build clean
+.DEFAULT_GOAL := build
+
+build: $(BUILT)
+
+$(PACKAGES): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q $(PIP_TORCH) $(TORCH)
+	$(BIN)/python -m pip install -q "setuptools>=77" "Cython>=3.1" "grpcio-tools>=1.73,<1.76"
+	touch $@
+
+$(BUILT): $(PACKAGES) setup.py $(SOURCES)
+	$(BIN)/python -m pip install -q --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.test: $(BUILT)
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test,lint]"
+	touch $@
+
+$(VENV)/.loadtest: $(BUILT)
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[loadtest]"
+	touch $@
+
+# The EAS Python SDK needs a protobuf of its own.
+$(SDK_VENV)/.done: tests/sdk/requirements.txt
+	$(PYTHON) -m venv $(SDK_VENV)
+	$(SDK_VENV)/bin/python -m pip install -q -r tests/sdk/requirements.txt
+	touch $@
+
+demo/service.json: $(BUILT)
+	$(BIN)/procserver demo demo
+
+demo: demo/service.json
+
+serve: demo/service.json
+	$(BIN)/gunicorn -c conf/serve.py
+
+test: $(VENV)/.test $(SDK_VENV)/.done
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint cython_ext
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+bench: $(VENV)/.loadtest demo/service.json
+	$(BIN)/python loadtest/bench.py
+
+loadtest: $(VENV)/.loadtest demo/service.json
+	$(BIN)/python loadtest/run_load.py --url $(URL)
+
+clean:
+	rm -rf $(VENV) $(SDK_VENV) build demo procserver/wire/pb cython_ext/*.c cython_ext/*.so *.egg-info

@@ -1,0 +1,236 @@
+# cython: language_level=3
+"""Open-addressing index from item ids to row numbers, inside a segment.
+
+A slot is 16 bytes::
+
+    0  u64  key    integer id; or offset of the id's text << 16 | its length
+    8  u32  row    row number + 1; 0: empty
+   12  u32  tag    31 bits of the hash << 1 | id is text
+
+An integer id is verified by its value, a text by tag, length and bytes. The text
+of a decimal int64 as ``str(int)`` writes it is kept as the integer, so ``"123"``
+and 123 are one id by construction while ``"0123"`` is another. The home slot
+comes from the upper bits of the hash (multiply and shift), so capacity need not
+be a power of two; collisions go to the next slot.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcmp
+
+import numpy as np
+
+from cython_ext.cache_records cimport (
+    RECORD_HEAP,
+    RECORD_ID,
+    ItemId,
+    Records,
+    LONGEST_ID,
+    bit_of,
+    mix,
+    parse_decimal,
+    read_id,
+    record_at,
+)
+from cython_ext.column cimport INT32, INT64, STRING, Column
+from cython_ext.intrinsics cimport mul_high, prefetch
+from cython_ext.xxh64 cimport xxh64_bytes
+
+cdef enum:
+    BATCH = 64               # ids hashed before their slots are looked at
+    AHEAD = 16               # records fetched ahead while the index is filled
+
+
+ctypedef struct Slot:
+    uint64_t key
+    uint32_t row
+    uint32_t tag
+
+
+SLOT_BYTES = sizeof(Slot)
+
+
+cdef inline uint64_t _hash(const ItemId *item) noexcept nogil:
+    return item.word if item.text != NULL else mix(item.word)
+
+
+cdef inline uint32_t _tag(uint64_t hash_, bint text) noexcept nogil:
+    return <uint32_t>(hash_ << 1) | text
+
+
+cdef class ItemIndex:
+    """``capacity`` slots at ``offset`` of the segment of ``records``.
+
+    :raises ValueError: if they do not lie inside the segment, or if there are
+        not more slots than rows (a probe must end at an empty slot)
+    """
+
+    cdef Records records
+    cdef Slot *slots
+    cdef readonly int64_t capacity
+
+    def __cinit__(
+        self, Records records not None, int64_t offset, int64_t capacity
+    ):
+        cdef int64_t size = records.mapping.size
+        if offset < 0 or offset % 8 or capacity <= records.rows or (
+            capacity > (size - offset) // <int64_t>sizeof(Slot)
+        ):
+            raise ValueError(f"no index of {capacity} slots at {offset}")
+        self.records = records
+        self.slots = <Slot *>(records.mapping.base + offset)
+        self.capacity = capacity
+
+    def fill(self) -> int:
+        """Enters every row into the zeroed index; the last row of an id wins.
+
+        :return: rows that a later row of the same id replaced
+        :raises BufferError: if the segment is mapped read-only
+        :raises ValueError: if a record is damaged or rows pass 32 bits
+        """
+        cdef int64_t duplicates
+        if not self.records.mapping.writable:
+            raise BufferError("the map is read-only")
+        if self.records.rows >= 0xFFFFFFFF:
+            raise ValueError(f"{self.records.rows} rows are too many for the index")
+        with nogil:
+            duplicates = self._fill()
+        return duplicates
+
+    def lookup(self, Column ids not None):
+        """Row numbers (int64) of a column of ids; -1: null or unknown.
+
+        :raises TypeError: if the column is not STRING, INT32 or INT64
+        """
+        if ids.view.kind == 0:
+            return np.full(ids.view.rows, -1, dtype=np.int64)
+        if ids.view.kind not in (INT32, INT64, STRING):
+            raise TypeError(f"item ids cannot be {ids.kind.name}")
+        rows = np.empty(ids.view.rows, dtype=np.int64)
+        cdef int64_t[::1] out = rows
+        if ids.view.rows:
+            with nogil:
+                self._lookup(ids, &out[0])
+        return rows
+
+    def find(self, bytes text not None) -> int:
+        """Row number of one id given as its UTF-8 text; -1: unknown."""
+        cdef ItemId item
+        cdef int64_t value = 0
+        cdef const char *start = text
+        item.text = start
+        item.length = len(text)
+        if item.length > LONGEST_ID:
+            return -1
+        item.word = xxh64_bytes(start, item.length, 0)
+        if parse_decimal(start, item.length, &value):
+            item.text = NULL
+            item.length = 0
+            item.word = <uint64_t>value
+        return <int64_t>self._find(&item, _hash(&item)).row - 1
+
+    cdef int _lookup(self, Column ids, int64_t *out) except -1 nogil:
+        cdef ItemId[BATCH] items
+        cdef uint64_t[BATCH] hashes
+        cdef bint[BATCH] present
+        cdef Slot *slot
+        cdef int64_t i, count
+        cdef int64_t start = 0
+        while start < ids.view.rows:
+            count = min(ids.view.rows - start, <int64_t>BATCH)
+            for i in range(count):
+                present[i] = read_id(&ids.view, start + i, &items[i])
+                if present[i]:
+                    hashes[i] = _hash(&items[i])
+                    prefetch(&self.slots[mul_high(hashes[i], self.capacity)])
+            for i in range(count):
+                out[start + i] = -1
+                if present[i]:
+                    slot = self._find(&items[i], hashes[i])
+                    out[start + i] = <int64_t>slot.row - 1
+            start += count
+        return 0
+
+    cdef inline Slot *_find(
+        self, const ItemId *item, uint64_t hash_
+    ) noexcept nogil:
+        """The slot of an id, or the empty one where it would stand."""
+        cdef int64_t at = mul_high(hash_, self.capacity)
+        cdef uint32_t tag = _tag(hash_, item.text != NULL)
+        cdef int64_t probes = self.capacity
+        cdef Slot *slot = &self.slots[at]
+        # SAFETY: bounded, so that even a damaged index without an empty slot
+        # cannot keep a worker.
+        while slot.row != 0 and probes > 0:
+            if slot.tag == tag and self._equal(slot, item):
+                return slot
+            at += 1
+            probes -= 1
+            if at == self.capacity:
+                at = 0
+            slot = &self.slots[at]
+        return slot if slot.row == 0 else &NO_SLOT
+
+    cdef inline bint _equal(self, const Slot *slot, const ItemId *item) noexcept nogil:
+        cdef uint64_t start
+        if item.text == NULL:
+            return slot.key == item.word
+        start = slot.key >> 16
+        if <int64_t>(slot.key & 0xFFFF) != item.length or (
+            start + item.length > <uint64_t>self.records.mapping.size
+        ):
+            return False
+        return memcmp(
+            self.records.mapping.base + start, item.text, item.length) == 0
+
+    cdef int64_t _fill(self) except -1 nogil:
+        cdef int64_t row, duplicates = 0
+        cdef const char *record
+        cdef ItemId item
+        cdef uint64_t hash_, heap = 0
+        cdef Slot *slot
+        for row in range(self.records.rows):
+            if row + AHEAD < self.records.rows:
+                self._fetch(record_at(self.records, row + AHEAD))
+            record = record_at(self.records, row)
+            heap = self._item(record, &item)
+            hash_ = _hash(&item)
+            slot = self._find(&item, hash_)
+            if slot == &NO_SLOT:
+                with gil:
+                    raise ValueError("the index of the item cache is damaged")
+            duplicates += slot.row != 0
+            slot.key = item.word
+            if item.text != NULL:
+                slot.key = heap << 16 | <uint64_t>item.length
+            slot.tag = _tag(hash_, item.text != NULL)
+            slot.row = <uint32_t>(row + 1)
+        return duplicates
+
+    cdef void _fetch(self, const char *record) noexcept nogil:
+        cdef uint64_t hash_ = (<const uint64_t *>(record + RECORD_ID))[0]
+        if not bit_of(record, self.records.layout.bits, 0):
+            hash_ = mix(hash_)
+        prefetch(&self.slots[mul_high(hash_, self.capacity)])
+
+    cdef uint64_t _item(self, const char *record, ItemId *item) except? 0 nogil:
+        """The id of a record; returns the offset of its text."""
+        cdef uint64_t heap = (<const uint64_t *>(record + RECORD_HEAP))[0]
+        item.word = (<const uint64_t *>(record + RECORD_ID))[0]
+        item.text = NULL
+        item.length = 0
+        if bit_of(record, self.records.layout.bits, 0):
+            item.length = (<const uint32_t *>(record + self.records.layout.bounds))[0]
+            if item.length > 0xFFFF or heap > <uint64_t>self.records.mapping.size or (
+                heap + item.length > <uint64_t>self.records.mapping.size
+            ):
+                with gil:
+                    raise ValueError("a record of the item cache is damaged")
+            item.text = self.records.mapping.base + heap
+        return heap
+
+
+# What a lookup gets when the index has no end: an empty slot of no index.
+cdef Slot NO_SLOT
+NO_SLOT.key = 0
+NO_SLOT.row = 0
+NO_SLOT.tag = 0

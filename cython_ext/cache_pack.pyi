@@ -1,0 +1,17 @@
+from collections.abc import Sequence
+
+from cython_ext.cache_records import RecordLayout
+from cython_ext.column import Column
+from cython_ext.shm import Mapping
+
+class RowPacker:
+    null_keys: int
+    long_keys: int
+    huge_rows: int
+    def __init__(
+        self, layout: RecordLayout, key: Column, columns: Sequence[Column]
+    ) -> None: ...
+    def measure(self, start: int, room: int) -> tuple[int, int, int]: ...
+    def pack(
+        self, mapping: Mapping, start: int, stop: int, records: int, heap: int
+    ) -> tuple[int, int]: ...

@@ -1,0 +1,3 @@
+from collections.abc import Buffer
+
+def xxh64(data: Buffer, seed: int = 0) -> int: ...

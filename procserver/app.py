@@ -1,0 +1,209 @@
+"""The Falcon app: routes, authorization, limits, error rendering. No logic."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+
+import falcon
+
+from procserver.errors import (
+    BadRequest,
+    NotFound,
+    NotReady,
+    PredictFailed,
+    RequestError,
+    ServiceError,
+    TooLarge,
+)
+from procserver.pipeline import Pipeline
+from procserver.wire.auth import Authenticator
+
+log = logging.getLogger("procserver.app")
+
+REASONS = {450: "Queue Full"}
+_READ_BYTES = 64 * 1024
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the app serves: one pipeline under one name."""
+
+    name: str
+    model_version: str
+    pipeline: Pipeline
+    auth: Authenticator
+    max_body_bytes: int
+
+    def answers_to(self, name: str) -> bool:
+        """Whether a URL's service part means us (``group.service`` does too)."""
+        return name == self.name or name.endswith(f".{self.name}")
+
+
+def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
+    """The WSGI application of one worker (spec/protocol.md section 1.1)."""
+    app = falcon.App(media_type="application/octet-stream")
+    predict = Predict(service)
+    app.add_route("/", predict)
+    app.add_route("/api/predict/{name}", predict)
+    app.add_sink(predict.on_subpath, r"/api/predict/(?P<name>[^/]+)/")
+    app.add_route("/v2/health/live", Live())
+    app.add_route("/v2/health/ready", Ready())
+    app.add_error_handler(Exception, _on_exception)
+    app.add_error_handler(RequestError, _on_request_error)
+    app.set_error_serializer(_serialize_http_error)
+    return app
+
+
+class Predict:
+    """``POST`` scores, ``GET`` describes."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_post(
+        self, req: falcon.Request, resp: falcon.Response, name: str | None = None
+    ) -> None:
+        self._authorize(req, name)
+        reply = self._service.pipeline.predict(
+            read_body(req, self._service.max_body_bytes)
+        )
+        resp.data = reply.body
+        resp.content_type = "application/octet-stream"
+        resp.set_header("X-Model-Version", self._service.model_version)
+        if reply.generation is not None:
+            resp.set_header("X-Cache-Generation", str(reply.generation))
+
+    def on_get(
+        self, req: falcon.Request, resp: falcon.Response, name: str | None = None
+    ) -> None:
+        self._authorize(req, name)
+        resp.content_type = falcon.MEDIA_JSON
+        resp.media = {
+            "name": self._service.name,
+            "model_version": self._service.model_version,
+            **self._service.pipeline.describe(),
+        }
+
+    def on_subpath(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+        """Clients append paths of their own to the service's URL."""
+        if req.method == "POST":
+            self.on_post(req, resp, name)
+        elif req.method == "GET":
+            self.on_get(req, resp, name)
+        else:
+            raise falcon.HTTPMethodNotAllowed(["GET", "POST"])
+
+    def _authorize(self, req: falcon.Request, name: str | None) -> None:
+        # The signature covers the path as it was sent, percent-escapes included.
+        target = req.env.get("RAW_URI") or req.relative_uri
+        self._service.auth.check(req.method, target, req.headers)
+        if name is not None and not self._service.answers_to(name):
+            raise NotFound("there is no service of this name here")
+
+
+class Live:
+    """The process answers."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.content_type = falcon.MEDIA_JSON
+        resp.media = {"live": True}
+
+
+class Ready:
+    """A worker that listens has loaded, joined the cache and warmed up."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.content_type = falcon.MEDIA_JSON
+        resp.media = {"ready": True}
+
+
+def read_body(req: falcon.Request, limit: int) -> bytes:
+    """The whole request body, chunked or not.
+
+    :raises TooLarge: before reading, if the length is over the limit; while
+        reading, if a chunked body grows over it
+    :raises BadRequest: for a body shorter than its Content-Length
+    """
+    length = req.content_length
+    stream = req.stream
+    if length is None:
+        if "chunked" not in (req.get_header("Transfer-Encoding") or "").lower():
+            return b""
+        return _read_chunked(stream, limit)
+    if length > limit:
+        raise TooLarge(f"the body has {length} bytes, at most {limit} are read")
+    body: bytes = stream.read(length)
+    if len(body) != length:
+        raise BadRequest(f"the body ended after {len(body)} of {length} bytes")
+    return body
+
+
+def _read_chunked(stream: object, limit: int) -> bytes:
+    parts = bytearray()
+    while chunk := stream.read(_READ_BYTES):  # type: ignore[attr-defined]
+        parts += chunk
+        if len(parts) > limit:
+            raise TooLarge(f"the body is over {limit} bytes")
+    return bytes(parts)
+
+
+def error_body(code: str, message: str) -> bytes:
+    """The text of an error answer: never empty, never valid protobuf.
+
+    NOTE: some clients ignore the status and parse the body as protobuf. ``[``
+    opens a group (field 11) that only the byte ``\\`` closes; backslashes and
+    control characters are replaced, so no parser accepts the text.
+    """
+    return _UNSAFE.sub("/", f"[{code}] {message}").encode()
+
+
+def _render(
+    resp: falcon.Response, status: int, code: str, message: str, *, close: bool
+) -> None:
+    reason = REASONS.get(status)
+    resp.status = f"{status} {reason}" if reason else falcon.code_to_http_status(status)
+    resp.content_type = "text/plain; charset=utf-8"
+    resp.data = error_body(code, message)
+    resp.media = None
+    if close:
+        resp.set_header("Connection", "close")
+
+
+def _on_request_error(
+    req: falcon.Request, resp: falcon.Response, error: RequestError, params: object
+) -> None:
+    _render(resp, error.status, error.code, str(error), close=error.close_connection)
+
+
+def _on_exception(
+    req: falcon.Request, resp: falcon.Response, error: Exception, params: object
+) -> None:
+    if isinstance(error, falcon.HTTPStatus):
+        raise error
+    if isinstance(error, falcon.HTTPError):
+        _render(
+            resp,
+            error.status_code,
+            "http_error",
+            error.title or "error",
+            close=False,
+        )
+        for name, value in (error.headers or {}).items():  # type: ignore[union-attr]
+            resp.set_header(name, value)
+        return
+    log.error("request failed", exc_info=error)
+    failure: RequestError = (
+        NotReady("the service is not able to answer; see its log")
+        if isinstance(error, ServiceError)
+        else PredictFailed("prediction failed; see the service log")
+    )
+    _render(resp, failure.status, failure.code, str(failure), close=False)
+
+
+def _serialize_http_error(
+    req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError
+) -> None:
+    _render(resp, error.status_code, "http_error", error.title or "error", close=False)

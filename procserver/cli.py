@@ -1,0 +1,60 @@
+"""The command ``procserver``: one function per sub-command, imports inside."""
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def check(arguments: argparse.ArgumentParser) -> Run:
+    """Print the service as it would run here, or every problem in its JSON."""
+    arguments.add_argument("file", help="the service JSON")
+
+    def run(options: argparse.Namespace) -> int:
+        from procserver.config.check import check
+
+        return check(options.file, os.environ, sys.stdout, sys.stderr)
+
+    return run
+
+
+# A sub-command is a function that declares its arguments and returns what runs;
+# its name is the command's and its docstring the help text. What it needs is
+# imported when it runs, so that `procserver check` does not wait for torch.
+COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (check,)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All sub-commands."""
+    whole = argparse.ArgumentParser(
+        prog="procserver",
+        description="Serve recommendation models exported by TorchEasyRec.",
+    )
+    subcommands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        text = inspect.getdoc(command) or ""
+        arguments = subcommands.add_parser(
+            command.__name__, help=text.partition("\n")[0], description=text
+        )
+        arguments.set_defaults(run=command(arguments))
+    return whole
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one sub-command.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+    """
+    options = parser().parse_args(arguments)
+    run: Run = options.run
+    try:
+        return run(options)
+    except BrokenPipeError:
+        # A reader such as `head` has seen enough; keep the interpreter from
+        # complaining when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

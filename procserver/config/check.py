@@ -1,0 +1,178 @@
+"""``procserver check``: the resolved service, or every problem in it."""
+
+import glob
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from procserver.config.export import inspect
+from procserver.config.fetch import missing_driver
+from procserver.config.load import Loaded, load
+from procserver.config.secret import Url
+from procserver.config.service import ServiceConfig
+from procserver.config.settings import SectionClass, settings_of
+from procserver.errors import ConfigError
+
+_KEY_WIDTH = 32
+
+
+def check(
+    path: str | os.PathLike[str],
+    environ: Mapping[str, str],
+    out: TextIO,
+    err: TextIO,
+) -> int:
+    """Prints what would be served; secrets are masked.
+
+    Returns:
+        0 if the service could start (warnings included), 2 if not; then ``err``
+        holds one line for each problem.
+    """
+    try:
+        loaded = load(path, environ)
+    except ConfigError as error:
+        return _fail(error.problems, err)
+    service = loaded.service
+    model = Path(service.model_dir)
+    problems: list[str] = []
+    warnings = list(loaded.warnings)
+    if any(model.is_relative_to(c.folder(service.state_dir)) for c in service.copies):
+        summary = "copied at start, not examined"
+    else:
+        found = inspect(service)
+        problems += found.problems
+        warnings += found.warnings
+        summary = found.summary
+    problems += _items_problems(service)
+    warnings += _driver_warnings(service)
+    if problems:
+        return _fail(problems, err)
+    for line in report(loaded, summary, warnings):
+        print(line, file=out)
+    return 0
+
+
+def _fail(problems: list[str], err: TextIO) -> int:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    print(f"{count}:", file=err)
+    for problem in problems:
+        print(f"  {problem}", file=err)
+    return 2
+
+
+def _items_problems(service: ServiceConfig) -> list[str]:
+    """Local Parquet items must be there; remote ones are seen at start."""
+    source = service.item_source
+    if source is None or source.url is None or source.url.scheme:
+        return []
+    place = Path(source.url.reveal())
+    copied = (copy.folder(service.state_dir) for copy in service.copies)
+    if any(place.is_relative_to(folder) for folder in copied):
+        return []
+    names = [table.name for table in source.tables if table.name] or [""]
+    wanted = [place / name for name in names if "://" not in name]
+    return [
+        f"model_config.url: no items at {item}"
+        for item in wanted
+        if not (glob.glob(str(item), recursive=True) or item.exists())
+    ]
+
+
+def _driver_warnings(service: ServiceConfig) -> list[str]:
+    remotes = [copy.remote for copy in service.copies]
+    if service.item_source is not None:
+        remotes.append(service.item_source.url)
+    wanted = [remote for remote in remotes if remote is not None and remote.scheme]
+    return [text for text in map(missing_driver, wanted) if text]
+
+
+def report(loaded: Loaded, summary: str, warnings: list[str]) -> Iterator[str]:
+    """The lines of the resolved service."""
+    service = loaded.service
+    yield f"service {service.name}"
+    yield _line("processor", service.processor, f"engine {service.engine}")
+    yield _line("token", service.token)
+    yield _line("debug levels", "answered" if service.allow_debug else "refused")
+    yield _line("model", service.model_dir, summary)
+    yield _line("state folder", service.state_dir)
+    for key, value in (
+        ("warm_up_data_path", service.warm_up_data_path),
+        ("oss_endpoint", service.oss_endpoint),
+    ):
+        if value is not None:
+            yield _line(key, value)
+    yield from _section("metadata.rpc", service.rpc)
+    yield from _section("metadata.eas", service.eas)
+    yield from _section("model_config", service.model)
+    if service.source is not None:
+        yield from _section("model_config: item source", service.source)
+        for table in service.source.tables:
+            columns = ", ".join(table.value) if table.value else "all columns"
+            yield _line("table", table.name or "(url)", f"key {table.key}; {columns}")
+    yield ""
+    yield "processor_envs"
+    yield from _settings(service.envs)
+    for name, text in service.envs.raw.masked().items():
+        yield _line(f"given: {name}", text)
+    if service.storage:
+        yield ""
+        yield "storage"
+    for mount in service.storage:
+        mode = "read-only" if mount.read_only else "read-write"
+        copied = f"; copy of {mount.remote}" if mount.local is None else ""
+        yield _line(mount.mount_path, mount.folder(service.state_dir), mode + copied)
+    yield from _section("procserver", service.host)
+    yield from _listed("notices", loaded.notices)
+    yield from _listed("warnings", warnings)
+
+
+def _section(title: str, section: SectionClass) -> Iterator[str]:
+    yield ""
+    yield title
+    yield from _settings(section)
+
+
+def _settings(section: SectionClass) -> Iterator[str]:
+    """A line per setting; what is not given shows its default."""
+    for name, declared in settings_of(type(section)):
+        value = getattr(section, name)
+        if name == "tables":
+            continue
+        is_default = value == declared.default
+        unset = value is None or value == ()
+        if unset and not declared.shown_default:
+            continue
+        if unset:
+            value = declared.shown_default
+        remark = "" if unset else declared.unit
+        yield _line(declared.key, value, remark, default=is_default)
+
+
+def _line(key: str, value: Any, remark: str = "", *, default: bool = False) -> str:
+    text = f"  {key:<{_KEY_WIDTH}} {_shown(value)}"
+    if remark:
+        text += f" {remark}" if len(remark) < 9 else f"  ({remark})"
+    return f"{text}  [default]" if default else text
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "-"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Url):
+        return value.masked()
+    return str(value)
+
+
+def _listed(title: str, lines: list[str]) -> Iterator[str]:
+    if lines:
+        yield ""
+        yield title
+        for line in lines:
+            yield f"  {line}"

@@ -1,0 +1,59 @@
+"""``procserver``: our own settings, about this machine."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from procserver.config.kinds import Boolean, Devices, Integer, Text
+from procserver.config.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostConfig:
+    """What the platform would decide and a machine of one's own must say."""
+
+    SECTION: ClassVar[str] = "procserver"
+
+    workers: int | None = setting(
+        "workers",
+        Integer(1, 1024),
+        "Worker processes; `-w` of gunicorn wins.",
+        shown_default="cores of the cgroup quota",
+    )
+    device: tuple[str, ...] = setting(
+        "device",
+        Devices(),
+        "`cpu`, `cuda:N`, or a list of GPUs over which workers are spread.",
+        default=("cpu",),
+    )
+    state_dir: str | None = setting(
+        "state_dir",
+        Text(),
+        "Folder that the service writes to. Also `$PROCSERVER_STATE`.",
+        shown_default="the user's state folder",
+    )
+    allow_debug: bool | None = setting(
+        "allow_debug",
+        Boolean(),
+        "Answer debug levels, which show features of people.",
+        shown_default="on when a token is set",
+    )
+    max_body_bytes: int = setting(
+        "max_body_bytes",
+        Integer(1024, 2**31 - 1),
+        "Largest request body, also after decompression; beyond it 413.",
+        default=64 * 2**20,
+        unit="bytes",
+    )
+    max_items: int = setting(
+        "max_items",
+        Integer(1, 10_000_000),
+        "Most items in one request; beyond it 413.",
+        default=5000,
+        unit="items",
+    )
+    pin_cores: bool = setting(
+        "pin_cores",
+        Boolean(),
+        "Bind each CPU worker to a core of its own.",
+        default=True,
+    )

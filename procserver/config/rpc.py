@@ -1,0 +1,141 @@
+"""``metadata.rpc`` and ``metadata.eas``: how requests are taken and queued."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from procserver.config.kinds import Boolean, Choice, Integer, Number, Text
+from procserver.config.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class RpcConfig:
+    """Limits of the whole service, not of one worker process."""
+
+    SECTION: ClassVar[str] = "metadata.rpc"
+
+    worker_threads: int = setting(
+        "worker_threads",
+        Integer(1, 65536),
+        "Requests processed at the same time in the whole service.",
+        default=5,
+        unit="requests",
+        aliases=("metadata.workers",),
+    )
+    max_queue_size: int = setting(
+        "max_queue_size",
+        Integer(0, 1_000_000),
+        "Requests that may wait; beyond it the answer is 450 and the connection "
+        "is closed.",
+        default=64,
+        unit="requests",
+    )
+    keepalive_ms: int = setting(
+        "keepalive",
+        Integer(1, 86_400_000),
+        "Longest time for one request, queueing included; beyond it 408. It is "
+        "not an idle timeout of connections.",
+        default=5000,
+        unit="ms",
+        pending=True,
+    )
+    io_threads: int = setting(
+        "io_threads",
+        Integer(1, 1024),
+        "Network threads of the closed processors; accepted, our workers read "
+        "requests in their own threads.",
+        default=4,
+        unit="threads",
+        pending=True,
+    )
+    batching: bool = setting(
+        "batching",
+        Boolean(),
+        "Merge concurrent requests into one forward pass.",
+        default=False,
+        pending=True,
+    )
+    max_batch_size: int = setting(
+        "max_batch_size",
+        Integer(1, 65536),
+        "Most requests in one merged forward pass; with `batching` only.",
+        default=16,
+        unit="requests",
+        pending=True,
+    )
+    max_batch_timeout_ms: int = setting(
+        "max_batch_timeout",
+        Integer(0, 60_000),
+        "Longest wait for a batch to fill; with `batching` only.",
+        default=50,
+        unit="ms",
+        pending=True,
+    )
+    rate_limit: int = setting(
+        "rate_limit",
+        Integer(0, 10_000_000),
+        "Requests per second of the whole service; beyond it 429. 0 is no limit.",
+        default=0,
+        unit="1/s",
+        pending=True,
+    )
+    enable_jemalloc: bool = setting(
+        "enable_jemalloc",
+        Boolean(),
+        "Run the workers with a tuned jemalloc.",
+        default=False,
+        pending=True,
+    )
+    enable_sigterm: bool = setting(
+        "enable_sigterm",
+        Boolean(),
+        "Deliver SIGTERM on stop; here SIGTERM always drains first.",
+        default=False,
+    )
+    decompressor: str | None = setting(
+        "decompressor",
+        Choice(("zlib", "gzip", "snappy", "zstd", "lz4"), none_words=("none",)),
+        "Compression of request bodies. Absent: recognised by their first bytes.",
+        shown_default="recognise",
+        pending=True,
+    )
+    health_check_path: str | None = setting(
+        "health_check_path",
+        Text(r"/[^\s?#]*", "a path that begins with /"),
+        "A further path that answers like `/v2/health/ready`.",
+        pending=True,
+    )
+    health_check_port: int | None = setting(
+        "health_check_port",
+        Integer(1, 65535),
+        "Port of the health check on the platform.",
+        pending=True,
+    )
+    enable_service_hang_detect: bool = setting(
+        "enable_service_hang_detect",
+        Boolean(),
+        "Replace a worker that no longer answers.",
+        default=False,
+        pending=True,
+    )
+    service_hang_detect_period_s: float | None = setting(
+        "service_hang_detect_period",
+        Number(low=0),
+        "How long a worker may be silent.",
+        unit="s",
+        pending=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EasConfig:
+    """What the platform does around a service and we do ourselves."""
+
+    SECTION: ClassVar[str] = "metadata.eas"
+
+    termination_grace_period_s: float = setting(
+        "termination_grace_period",
+        Number(0, 86_400),
+        "How long a stopping service may finish its requests.",
+        default=30.0,
+        unit="s",
+    )

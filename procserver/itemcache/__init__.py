@@ -1,0 +1,1 @@
+"""Item features, built once per machine and read by every worker."""

@@ -1,0 +1,107 @@
+"""The control segment: which generation of each item table is current."""
+
+import os
+
+from cython_ext.shm import Mapping
+from procserver.errors import SourceError
+from procserver.itemcache import layout, segment
+from procserver.itemcache.layout import Owner
+
+
+class ControlSegment:
+    """One page that names the current generations; drawn in ``layout``.
+
+    The owner (the master) creates it and unlinks it at the end; its refresher,
+    the only writer, inherits it over fork; workers open it read-only by name.
+    Numbers only ever grow, so a reader never goes back to an older generation.
+    """
+
+    def __init__(self, name: str, mapping: Mapping) -> None:
+        """Use :meth:`create` or :meth:`open`."""
+        self.name = name
+        self._mapping = mapping
+        self.owner = layout.unpack_control(memoryview(mapping)[:64].tobytes())
+
+    @classmethod
+    def create(cls, service: str, owner: Owner | None = None) -> "ControlSegment":
+        """Creates the control segment of a service, owned by this process.
+
+        What a dead process of the same pid left under the name is removed first.
+
+        :raises SourceError: if a live process or somebody else holds the name
+        """
+        owner = owner or segment.this_process()
+        name = segment.segment_name(service, owner, segment.CONTROL)
+        segment.reclaim(name.removesuffix(segment.CONTROL))
+        try:
+            fd = segment.create(name)
+        except FileExistsError as error:
+            raise SourceError(f"shared memory {name} belongs to another") from error
+        try:
+            segment.allocate(fd, 0, layout.CONTROL_BYTES)
+            mapping = Mapping(fd, layout.CONTROL_BYTES, writable=True)
+            head = layout.pack_control(owner)
+            memoryview(mapping)[: len(head)] = head
+        except BaseException:
+            segment.unlink(name)
+            raise
+        finally:
+            os.close(fd)
+        return cls(name, mapping)
+
+    @classmethod
+    def open(cls, name: str) -> "ControlSegment":
+        """Maps an existing control segment read-only.
+
+        :raises SourceError: if there is none, or it is not one of ours
+        """
+        try:
+            mapping = segment.attach(name)
+        except FileNotFoundError as error:
+            raise SourceError(f"no item cache: {error}") from error
+        if len(mapping) != layout.CONTROL_BYTES:
+            raise SourceError(f"shared memory {name} is no control segment")
+        return cls(name, mapping)
+
+    def generation_name(self, number: int) -> str:
+        """Name of the segment of a generation."""
+        return f"{self.name.removesuffix(segment.CONTROL)}{number}"
+
+    def state(self, table: int = 0) -> tuple[int, int]:
+        """(generation, delta count) of a table, read in one; (0, 0): none yet."""
+        return layout.unpack_state(self._mapping.load(layout.state_offset(table)))
+
+    def next_number(self) -> int:
+        """Hands out a generation number. Writer only."""
+        return self._mapping.add(layout.CONTROL_ALLOCATED, 1) + 1
+
+    def publish(self, generation: int, table: int = 0) -> None:
+        """Makes a sealed generation the current one of its table. Writer only."""
+        self._mapping.store(layout.state_offset(table), layout.pack_state(generation))
+
+    def sweep(self) -> int:
+        """Unlinks what no state names: builds that died, late unlinks.
+
+        Writer only, and not while a build runs. Foreign segments under our names
+        stay. Returns how many went.
+        """
+        current = {self.state(table)[0] for table in range(layout.TABLES)}
+        keep = {self.generation_name(number) for number in current} | {self.name}
+        return sum(
+            segment.unlink(name)
+            for name in segment.list_segments(self.generation_name(0)[:-1])
+            if name not in keep
+            and segment.recorded_owner(name)
+            in (self.owner, Owner(self.owner.pid, 0))
+        )
+
+    def unlink(self) -> None:
+        """Removes the control segment and every generation of its owner.
+
+        For the owner at its end; workers keep what they have mapped.
+        """
+        for table in range(layout.TABLES):
+            if self._mapping.load(layout.state_offset(table)):
+                self._mapping.store(layout.state_offset(table), 0)
+        self.sweep()
+        segment.unlink(self.name)

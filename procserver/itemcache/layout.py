@@ -1,0 +1,269 @@
+"""Byte layout of the item cache in POSIX shared memory, version 1.
+
+Everything is little-endian; offsets count from the first byte of the segment.
+
+Control segment, ``/procserver.<service>.<ownerpid>.control``, one page, written
+by the owner's refresher and mapped read-only by the workers::
+
+    offset  size  field
+         0     8  magic "PSRVCTRL"
+         8     4  layout version
+        12     4  owner pid
+        16     8  owner start time (clock ticks, field 22 of /proc/PID/stat)
+        24     8  XXH64 of bytes 0..23
+        64     8  last generation number handed out (writer only)
+       128     8  state of table 0: generation << 24 | number of deltas
+       192     8  state of table 1 ... one cache line per table, 62 tables
+
+A state is one word, so a reader learns generation and delta count by a single
+atomic load and the writer publishes both by a single atomic store. State 0:
+nothing published yet.
+
+Generation segment, ``/procserver.<service>.<ownerpid>.<generation>``, immutable
+once its number has been published::
+
+    offset  size  field
+         0     8  magic "PSRVITEM"
+         8     4  layout version
+        12     4  flags: 1 = sealed
+        16     8  generation
+        24     8  owner start time
+        32     4  owner pid
+        36     4  number of the table in the control segment
+        40     8  built at, nanoseconds since 1970
+        48     8  rows (records)
+        56     8  items (distinct ids; older rows of an id are not reachable)
+        64     4  record size
+        68     4  block shift: a block holds 1 << shift records
+        72     8  segment size
+        80     8  schema offset
+        88     8  schema size
+        96     8  XXH64 of the schema section
+       104     8  directory offset: one u64 per block, the block's offset
+       112     8  index offset
+       120     8  index slots
+       128     8  XXH64 of the body: everything behind the header
+       136     8  XXH64 of bytes 0..135
+       256     -  body
+
+Body, in the order in which it is appended::
+
+    schema      UTF-8 JSON {"key": name, "columns": [[name, kind], ...]}
+    blocks      for each block, 64-byte aligned: its records, then heap bytes of
+                its rows
+    directory
+    index       64-byte aligned; see cython_ext/cache_index.pyx
+
+Record, 8-byte aligned, at block[row >> shift] + (row & mask) * record size::
+
+    offset  size  field
+         0     8  offset of the row's heap bytes
+         8     8  item id: the integer, or XXH64 of the text
+        16     8  each 8-byte cell, then 4 for each 4-byte cell
+         .     4  end of the id's text, then end of each variable cell, counted
+                  from the row's heap bytes; a cell starts where the one before ends
+         .     -  bits: 0 = id is text, 1 + i = column i is null; padded to 8
+
+A row's heap bytes are the id's text (if it is no integer) and the variable cells
+in column order; how a cell is written is told in cython_ext/cache_pack.pyx. The
+offsets inside a record are computed by ``cython_ext.cache_records.RecordLayout``.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+
+from cython_ext.cache_index import SLOT_BYTES
+from cython_ext.cache_records import RecordLayout
+from cython_ext.column import Kind
+from cython_ext.xxh64 import xxh64
+from procserver.errors import SourceError
+
+VERSION = 1
+
+CONTROL_MAGIC = b"PSRVCTRL"
+CONTROL_HEAD = struct.Struct("<8sIIQ")
+CONTROL_CHECKSUM = CONTROL_HEAD.size
+CONTROL_ALLOCATED = 64
+CONTROL_STATES = 128
+CONTROL_BYTES = 4096
+STATE_STRIDE = 64
+TABLES = (CONTROL_BYTES - CONTROL_STATES) // STATE_STRIDE
+DELTA_BITS = 24
+
+MAGIC = b"PSRVITEM"
+HEAD = struct.Struct("<8sIIQQIIQQQIIQQQQQQQQ")
+HEAD_CHECKSUM = HEAD.size
+HEAD_BYTES = 256
+SEALED = 1
+ALIGNMENT = 64
+BLOCK_SHIFT = 14
+# NOTE: two thirds full. A hit then takes 2 probes and a miss 5 on average, for
+# 24 bytes per item; id texts come on top.
+LOAD_NUMERATOR, LOAD_DENOMINATOR = 2, 3
+
+
+def aligned(offset: int) -> int:
+    """The next offset at a cache line."""
+    return (offset + ALIGNMENT - 1) & ~(ALIGNMENT - 1)
+
+
+def index_slots(rows: int) -> int:
+    """Slots of an index over ``rows`` records; always one is empty."""
+    return rows * LOAD_DENOMINATOR // LOAD_NUMERATOR + 1
+
+
+def index_bytes(rows: int) -> int:
+    """Bytes of an index over ``rows`` records."""
+    return index_slots(rows) * SLOT_BYTES
+
+
+def state_offset(table: int) -> int:
+    """Where the state of a table stands in the control segment."""
+    if not 0 <= table < TABLES:
+        raise SourceError(f"item table {table}: at most {TABLES} tables")
+    return CONTROL_STATES + table * STATE_STRIDE
+
+
+def pack_state(generation: int, deltas: int = 0) -> int:
+    """One word out of a generation number and its delta count."""
+    if not 0 <= deltas < 1 << DELTA_BITS or not 0 < generation < 1 << 40:
+        raise ValueError(f"generation {generation} with {deltas} deltas")
+    return generation << DELTA_BITS | deltas
+
+
+def unpack_state(state: int) -> tuple[int, int]:
+    """Generation and delta count of a state word."""
+    return state >> DELTA_BITS, state & ((1 << DELTA_BITS) - 1)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that owns segments: its pid alone could be another's by now."""
+
+    pid: int
+    started: int
+
+
+def pack_control(owner: Owner) -> bytes:
+    """The head of a control segment, checksum included."""
+    head = CONTROL_HEAD.pack(CONTROL_MAGIC, VERSION, owner.pid, owner.started)
+    return head + xxh64(head).to_bytes(8, "little")
+
+
+def unpack_control(data: bytes) -> Owner:
+    """Owner of a control segment.
+
+    :raises SourceError: if ``data`` is not the head of one
+    """
+    head = bytes(data[:CONTROL_CHECKSUM])
+    if len(data) < CONTROL_CHECKSUM + 8 or head[:8] != CONTROL_MAGIC:
+        raise SourceError("not a control segment of the item cache")
+    checksum = int.from_bytes(data[CONTROL_CHECKSUM : CONTROL_CHECKSUM + 8], "little")
+    if checksum != xxh64(head):
+        raise SourceError("the head of the control segment is damaged")
+    _, version, pid, started = CONTROL_HEAD.unpack(head)
+    if version != VERSION:
+        raise SourceError(f"item cache layout {version}, this is layout {VERSION}")
+    return Owner(pid, started)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a generation segment; fields as drawn above."""
+
+    flags: int
+    generation: int
+    owner_started: int
+    owner_pid: int
+    table: int
+    built_at: int
+    rows: int
+    items: int
+    record_size: int
+    block_shift: int
+    size: int
+    schema_offset: int
+    schema_size: int
+    schema_hash: int
+    directory: int
+    index: int
+    index_slots: int
+    body_hash: int
+
+    @property
+    def owner(self) -> Owner:
+        """The process whose end makes this segment garbage."""
+        return Owner(self.owner_pid, self.owner_started)
+
+    def pack(self) -> bytes:
+        """The header's bytes, checksum included."""
+        head = HEAD.pack(
+            MAGIC,
+            VERSION,
+            self.flags,
+            self.generation,
+            self.owner_started,
+            self.owner_pid,
+            self.table,
+            self.built_at,
+            self.rows,
+            self.items,
+            self.record_size,
+            self.block_shift,
+            self.size,
+            self.schema_offset,
+            self.schema_size,
+            self.schema_hash,
+            self.directory,
+            self.index,
+            self.index_slots,
+            self.body_hash,
+        )
+        return head + xxh64(head).to_bytes(8, "little")
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Header":
+        """Reads and verifies a header.
+
+        :raises SourceError: for foreign, damaged or newer bytes
+        """
+        head = bytes(data[:HEAD_CHECKSUM])
+        if len(data) < HEAD_CHECKSUM + 8 or head[:8] != MAGIC:
+            raise SourceError("not a generation segment of the item cache")
+        checksum = int.from_bytes(data[HEAD_CHECKSUM : HEAD_CHECKSUM + 8], "little")
+        if checksum != xxh64(head):
+            raise SourceError("the header of the item cache generation is damaged")
+        _, version, *fields = HEAD.unpack(head)
+        if version != VERSION:
+            raise SourceError(f"item cache layout {version}, this is layout {VERSION}")
+        return cls(*fields)
+
+
+def pack_schema(key: str, schema: dict[str, Kind]) -> bytes:
+    """The schema section."""
+    columns = [[name, int(kind)] for name, kind in schema.items()]
+    return json.dumps(
+        {"key": key, "columns": columns}, ensure_ascii=False, separators=(",", ":")
+    ).encode()
+
+
+def unpack_schema(data: bytes) -> tuple[str, dict[str, Kind]]:
+    """Key column and schema.
+
+    :raises SourceError: if the section is not what :func:`pack_schema` writes
+    """
+    try:
+        tree = json.loads(data)
+        return str(tree["key"]), {
+            str(name): Kind(kind) for name, kind in tree["columns"]
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError("the schema of the item cache generation is damaged") from (
+            error
+        )
+
+
+def record_layout(schema: dict[str, Kind]) -> RecordLayout:
+    """Offsets inside the records of a schema."""
+    return RecordLayout(list(schema.values()))

@@ -1,0 +1,169 @@
+"""What workers read: the current generation, lookups and gathers."""
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cython_ext.cache_gather import gather
+from cython_ext.cache_index import ItemIndex
+from cython_ext.cache_records import Records
+from cython_ext.column import Column, Kind
+from cython_ext.shm import Mapping
+from cython_ext.xxh64 import xxh64
+from procserver.errors import SourceError
+from procserver.itemcache import layout, segment
+from procserver.itemcache.control import ControlSegment
+
+# A name that is gone was replaced between the load of its number and the open;
+# each further try needs another publication in that instant.
+TRIES = 32
+
+
+class Generation:
+    """One immutable state of an item table.
+
+    Keeps its map for as long as it is referenced, also after the writer has
+    unlinked the segment. All methods are safe from several threads at once.
+
+    Attributes: ``number`` (grows with every publication), ``schema`` (column name
+    to kind), ``key`` (name of the id column), ``row_count`` (records; row numbers
+    are below it), ``item_count`` (distinct ids), ``nbytes``, ``built_at`` (seconds
+    since 1970), ``table``.
+
+    :raises SourceError: if the segment is foreign, damaged, unsealed, of another
+        layout, or has lost bytes since it was written
+    """
+
+    def __init__(self, mapping: Mapping) -> None:
+        with memoryview(mapping) as view:
+            header = layout.Header.unpack(view[: layout.HEAD_BYTES].tobytes())
+            start, size = header.schema_offset, header.schema_size
+            section = view[start : start + size].tobytes()
+        if header.flags != layout.SEALED:
+            raise SourceError(f"generation {header.generation} is not complete")
+        if header.size != len(mapping):
+            raise SourceError(
+                f"generation {header.generation} has {len(mapping)} bytes instead of"
+                f" {header.size}"
+            )
+        if xxh64(section) != header.schema_hash:
+            raise SourceError(f"generation {header.generation}: schema is damaged")
+        self.key, self.schema = layout.unpack_schema(section)
+        record = layout.record_layout(self.schema)
+        if record.stride != header.record_size:
+            raise SourceError(f"generation {header.generation}: records do not fit")
+        try:
+            self._records = Records(
+                mapping, record, header.rows, header.block_shift, header.directory
+            )
+            self._index = ItemIndex(self._records, header.index, header.index_slots)
+        except (ValueError, OverflowError) as error:
+            raise SourceError(f"generation {header.generation}: {error}") from error
+        self._columns = {name: i for i, name in enumerate(self.schema)}
+        self.header = header
+        self.number = header.generation
+        self.table = header.table
+        self.row_count = header.rows
+        self.item_count = header.items
+        self.nbytes = header.size
+        self.built_at = header.built_at / 1e9
+
+    def lookup(self, ids: Column) -> NDArray[np.int64]:
+        """Row numbers of item ids, -1 where an id is null or unknown.
+
+        ``ids`` is STRING, INT32 or INT64; the text of an integer and the integer
+        are one id ("0123" and "+1" are texts like any other).
+
+        :raises TypeError: for any other kind
+        """
+        return self._index.lookup(ids)
+
+    def gather(
+        self, rows: NDArray[np.int64], names: Sequence[str]
+    ) -> dict[str, Column]:
+        """The cells of ``rows`` by column name; row -1 gives nulls.
+
+        The columns own their memory: they outlive the generation.
+
+        :raises KeyError: for an unknown name
+        :raises IndexError: for a row that does not exist
+        """
+        numbers = [self._columns[name] for name in names]
+        return dict(zip(names, gather(self._records, rows, numbers), strict=True))
+
+    def get(self, item_id: str | int) -> dict[str, Any] | None:
+        """One item as Python objects, for humans; None: unknown."""
+        row = self._index.find(str(item_id).encode("utf-8", "surrogateescape"))
+        if row < 0:
+            return None
+        columns = self.gather(np.array([row], dtype=np.int64), list(self.schema))
+        return {name: column.to_pylist()[0] for name, column in columns.items()}
+
+    def item_id(self, row: int) -> int | str:
+        """The id of a row, an integer wherever its text is a decimal one."""
+        return self._records.id_of(row)
+
+    def verify(self) -> None:
+        """Reads every byte and compares the checksum (about 10 GB/s).
+
+        :raises SourceError: if the segment is not what was sealed
+        """
+        with memoryview(self._records.mapping) as view:
+            body = xxh64(view[layout.HEAD_BYTES :])
+        if body != self.header.body_hash:
+            raise SourceError(f"generation {self.number}: body is damaged")
+
+
+class CacheReader:
+    """Follows one item table of a control segment.
+
+    :raises SourceError: if there is no such control segment
+    """
+
+    def __init__(self, control_name: str, *, table: int = 0) -> None:
+        self._control = ControlSegment.open(control_name)
+        self._table = table
+        self._lock = threading.Lock()
+        self._generation: Generation | None = None
+
+    def current(self) -> Generation:
+        """The generation that the writer published last; call once per request.
+
+        One atomic load unless it has changed. Numbers never go back.
+
+        :raises SourceError: if none has been published, or it cannot be attached
+        """
+        generation = self._generation
+        number, _ = self._control.state(self._table)
+        if generation is not None and generation.number == number:
+            return generation
+        with self._lock:
+            return self._attach()
+
+    def _attach(self) -> Generation:
+        for attempt in range(TRIES):
+            number, _ = self._control.state(self._table)
+            known = self._generation
+            # NOTE: state 0 after a generation means that the owner is at its end;
+            # what is mapped serves the requests that are still under way.
+            if known is not None and number in (0, known.number):
+                return known
+            if not number:
+                raise SourceError("no generation of the item cache is published yet")
+            try:
+                mapping = segment.attach(self._control.generation_name(number))
+            except FileNotFoundError:
+                time.sleep(0.001 * attempt)
+                continue
+            generation = Generation(mapping)
+            if generation.header.owner != self._control.owner or (
+                generation.number != number
+            ):
+                raise SourceError(f"generation {number} belongs to another service")
+            self._generation = generation
+            return generation
+        raise SourceError(f"generation {number} of the item cache is gone")

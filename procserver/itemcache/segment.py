@@ -1,0 +1,198 @@
+"""POSIX shared memory segments: names, owners, and the four calls we make.
+
+A segment is created with ``O_CREX`` and mode 0600 (an existing name is never
+opened for writing, for that would resize what is not ours), given its memory by
+``posix_fallocate`` (a sparse file on a full tmpfs is a SIGBUS later on), and
+unlinked by name. ``multiprocessing.shared_memory`` is not used: its tracker
+unlinks a segment when any reader exits.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import posix_ipc
+
+from cython_ext.shm import Mapping
+from procserver.errors import SourceError
+from procserver.itemcache.layout import (
+    CONTROL_CHECKSUM,
+    CONTROL_MAGIC,
+    HEAD_BYTES,
+    MAGIC,
+    Header,
+    Owner,
+    unpack_control,
+)
+
+SHM = Path("/dev/shm")
+PREFIX = "procserver."
+CONTROL = "control"
+LONGEST_SERVICE = 64
+
+
+def process_start(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot; None: no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # NOTE: the second field is the program's name in brackets and may itself
+    # hold brackets and spaces, so fields are counted from the last bracket.
+    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+
+
+def this_process() -> Owner:
+    """This process as an owner of segments."""
+    pid = os.getpid()
+    return Owner(pid, process_start(pid) or 0)
+
+
+def is_alive(owner: Owner) -> bool:
+    """Whether that very process still runs (a reused pid is another one)."""
+    return process_start(owner.pid) == owner.started
+
+
+def clean_service(service: str) -> str:
+    """The service's name as a part of segment names, at most 64 characters.
+
+    A name that had to be altered gets eight digits of its hash, so that two
+    services never share one.
+    """
+    clean = re.sub(r"[^A-Za-z0-9_-]", "_", service)
+    if clean == service and 0 < len(clean) <= LONGEST_SERVICE:
+        return clean
+    digest = hashlib.sha256(service.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{clean[: LONGEST_SERVICE - 9]}-{digest}"
+
+
+def segment_name(service: str, owner: Owner, part: int | str) -> str:
+    """``/procserver.<service>.<ownerpid>.<generation or "control">``."""
+    return f"/{PREFIX}{clean_service(service)}.{owner.pid}.{part}"
+
+
+def list_segments(prefix: str) -> list[str]:
+    """Names of the existing segments that start with ``prefix`` (with its "/")."""
+    start = prefix.removeprefix("/")
+    try:
+        names = os.listdir(SHM)
+    except OSError:
+        return []
+    return sorted(f"/{name}" for name in names if name.startswith(start))
+
+
+def create(name: str) -> int:
+    """Creates an empty segment; returns its descriptor, the caller's to close.
+
+    :raises FileExistsError: if the name is taken, by whomever
+    :raises SourceError: if the system refuses
+    """
+    try:
+        memory = posix_ipc.SharedMemory(name, flags=posix_ipc.O_CREX, mode=0o600)
+    except posix_ipc.ExistentialError:
+        raise FileExistsError(f"shared memory {name} exists") from None
+    except (OSError, posix_ipc.Error) as error:
+        raise SourceError(f"cannot create shared memory {name}: {error}") from error
+    return int(memory.fd)
+
+
+def allocate(fd: int, start: int, stop: int, detail: str = "") -> None:
+    """Gives the segment zeroed memory for its bytes ``start`` to ``stop``.
+
+    :raises SourceError: with needed and free bytes, if there is not enough;
+        nothing has been written then
+    """
+    try:
+        os.posix_fallocate(fd, start, stop - start)
+    except OSError as error:
+        stats = os.statvfs(SHM)
+        free = stats.f_bavail * stats.f_frsize
+        raise SourceError(
+            f"no shared memory for the item cache: {stop - start} bytes needed"
+            f" ({stop} in this generation{detail}), {free} free in {SHM}"
+            f" ({error.strerror}); enlarge it, for example with --shm-size"
+        ) from error
+
+
+def attach(name: str) -> Mapping:
+    """Maps an existing segment read-only.
+
+    :raises FileNotFoundError: if there is none of that name
+    :raises SourceError: if it is empty or the system refuses
+    """
+    try:
+        memory = posix_ipc.SharedMemory(name, read_only=True)
+    except posix_ipc.ExistentialError:
+        raise FileNotFoundError(f"no shared memory {name}") from None
+    except (OSError, posix_ipc.Error) as error:
+        raise SourceError(f"cannot open shared memory {name}: {error}") from error
+    try:
+        size = os.fstat(memory.fd).st_size
+        if not size:
+            raise SourceError(f"shared memory {name} is empty")
+        return Mapping(memory.fd, size)
+    finally:
+        memory.close_fd()
+
+
+def unlink(name: str) -> bool:
+    """Removes a name; maps of it stay valid. Returns whether it was there."""
+    try:
+        posix_ipc.unlink_shared_memory(name)
+    except posix_ipc.ExistentialError:
+        return False
+    return True
+
+
+def recorded_owner(name: str) -> Owner | None:
+    """Who made a segment of ours; None: it is foreign, or gone.
+
+    One that its maker left before it wrote the header (empty, or zeros) belongs
+    to the pid in its name, with start time 0.
+    """
+    try:
+        pid = int(name.split(".")[-2])
+        path = SHM / name.removeprefix("/")
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                return None
+            head = file.read(HEAD_BYTES)
+    except (OSError, ValueError, IndexError):
+        return None
+    if not any(head):
+        return Owner(pid, 0)
+    try:
+        if head[:8] == CONTROL_MAGIC:
+            return unpack_control(head[: CONTROL_CHECKSUM + 8])
+        if head[:8] == MAGIC:
+            return Header.unpack(head).owner
+    except SourceError:
+        return None
+    return None
+
+
+def dead_segments(prefix: str) -> Iterator[str]:
+    """Segments of ours whose owner is dead."""
+    for name in list_segments(prefix):
+        owner = recorded_owner(name)
+        if owner is None:
+            continue
+        gone = (
+            process_start(owner.pid) is None
+            if owner.started == 0
+            else not is_alive(owner)
+        )
+        if gone:
+            yield name
+
+
+def reclaim(prefix: str = f"/{PREFIX}") -> int:
+    """Unlinks the segments of dead owners; returns how many.
+
+    A segment counts as ours when its name, its uid and its header say so; the
+    owner is dead when no process has its pid and start time. Live owners' and
+    foreign segments are never touched.
+    """
+    return sum(unlink(name) for name in dead_segments(prefix))

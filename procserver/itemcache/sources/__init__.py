@@ -1,0 +1,121 @@
+"""Where item features come from: one contract, one module per kind of source."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Protocol, runtime_checkable
+
+import pyarrow as pa
+
+from cython_ext.column import Kind
+from procserver.errors import SourceError
+
+ENTRY_POINTS = "procserver.item_sources"
+
+
+class TableConfig(Protocol):
+    """One entry of ``tables`` in the service JSON."""
+
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def key(self) -> str | None: ...
+    @property
+    def value(self) -> tuple[str, ...] | None: ...
+    @property
+    def condition(self) -> str | None: ...
+    @property
+    def timekey(self) -> str | None: ...
+    @property
+    def static(self) -> bool: ...
+
+
+class SourceConfig(Protocol):
+    """The item source of the service JSON; ``url`` may be a secret."""
+
+    @property
+    def remote_type(self) -> str: ...
+    @property
+    def url(self) -> object: ...
+    @property
+    def tables(self) -> Sequence[TableConfig]: ...
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a source holds: the id column, kinds by column name, rows if known.
+
+    The id column is one of ``schema`` too: features may be made of it.
+    """
+
+    key: str
+    schema: dict[str, Kind]
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What changed since a cursor; applying it twice does no harm."""
+
+    batches: Sequence[pa.RecordBatch]
+    deletes: Sequence[pa.Array]
+    next_cursor: object
+
+
+@runtime_checkable
+class ItemSource(Protocol):
+    """The contract of every source. One thread of the refresher uses it.
+
+    A class named by an entry point of the group ``procserver.item_sources`` (the
+    entry's name is the ``remote_type``) is called with the :class:`SourceConfig`.
+    Every method raises :class:`~procserver.errors.SourceError`.
+    """
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Rows that the source itself left out of the last snapshot, by reason."""
+
+    def describe(self) -> Description:
+        """Key, columns and kinds, read from the source now."""
+
+    def snapshot(self) -> tuple[object, Iterator[pa.RecordBatch]]:
+        """Everything, with the cursor from which ``changes`` goes on.
+
+        Of rows with the same id the last one counts.
+        """
+
+    def changes(self, cursor: object) -> Changes | None:
+        """What changed after ``cursor``; None: this source knows snapshots only."""
+
+    def close(self) -> None:
+        """Gives back connections and files."""
+
+
+def reveal(url: object) -> str:
+    """The text of a URL that may be wrapped as a secret."""
+    secret = getattr(url, "reveal", None)
+    return str(secret() if callable(secret) else url)
+
+
+def open_source(config: SourceConfig) -> ItemSource:
+    """Opens the source that ``remote_type`` names: ours, or an entry point's.
+
+    :raises SourceError: if there is none of that name
+    """
+    kind = config.remote_type
+    if kind == "parquet":
+        from procserver.itemcache.sources.parquet import ParquetSource
+
+        return ParquetSource(config)
+    found = entry_points(group=ENTRY_POINTS)
+    for entry in found:
+        if entry.name == kind:
+            try:
+                source = entry.load()(config)
+            except (ImportError, AttributeError) as error:
+                raise SourceError(f"item source {kind!r}: {error}") from error
+            if not isinstance(source, ItemSource):
+                raise SourceError(f"item source {kind!r} lacks a method of ItemSource")
+            return source
+    known = ", ".join(sorted({"parquet", *(entry.name for entry in found)}))
+    raise SourceError(f"no item source {kind!r}; there are: {known}")

@@ -1,0 +1,119 @@
+"""Which files a table is made of, on any file system, as one Arrow dataset."""
+
+import posixpath
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
+
+from procserver.errors import SourceError
+
+# The extra of ours that installs what a URL scheme needs.
+EXTRAS = {"s3": "s3", "s3a": "s3", "oss": "oss", "gs": "gcs", "gcs": "gcs"}
+FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "ipc",
+    ".feather": "ipc",
+    ".ipc": "ipc",
+}
+
+
+def open_dataset(url: str) -> ds.Dataset:
+    """The dataset of a file, a directory, or a glob.
+
+    Directories are walked recursively; names that start with ``_`` or ``.`` are
+    left out, ``name=value`` directories become columns. Where some files have a
+    known suffix (.parquet, .pq, .arrow, .feather, .ipc) only those are read, else
+    all are taken for Parquet. Columns of all files are united.
+
+    :raises SourceError: if nothing is there, it cannot be read, or schemas clash
+    """
+    filesystem, path = _resolve(url)
+    try:
+        root, paths = _list_files(filesystem, path)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"item table {path!r} cannot be listed: {error}") from error
+    if not paths:
+        raise SourceError(f"item table {path!r}: no such file or directory, or empty")
+    known = [p for p in paths if _format(p)]
+    formats = {_format(p) for p in known} or {"parquet"}
+    if len(formats) > 1:
+        raise SourceError(f"item table {path!r} mixes Parquet and Arrow files")
+    try:
+        dataset = ds.dataset(
+            known or paths,
+            format=formats.pop(),
+            filesystem=_arrow_filesystem(filesystem),
+            partitioning="hive",
+            partition_base_dir=root,
+        )
+        return _unite(dataset)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"item table {path!r} cannot be read: {error}") from error
+
+
+def _resolve(url: str) -> tuple[Any, str]:
+    scheme = url.split("://", 1)[0] if "://" in url else ""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        extra = EXTRAS.get(scheme)
+        hint = f"install procserver[{extra}]" if extra else str(error)
+        raise SourceError(f"no driver for {scheme}:// URLs: {hint}") from error
+    except (OSError, ValueError) as error:
+        raise SourceError(f"item source: a {scheme}:// URL is wrong: {error}") from (
+            error
+        )
+    return filesystem, str(path)
+
+
+def _arrow_filesystem(filesystem: Any) -> FileSystem:
+    if "file" in _protocols(filesystem):
+        return LocalFileSystem()
+    return PyFileSystem(FSSpecHandler(filesystem))
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _list_files(filesystem: Any, path: str) -> tuple[str, list[str]]:
+    """The directory that partitions count from, and the files in order of name."""
+    if any(mark in path for mark in "*?[") and not filesystem.exists(path):
+        first = min(path.find(mark) for mark in "*?[" if mark in path)
+        root = posixpath.dirname(path[:first])
+        matches = sorted(filesystem.glob(path))
+    else:
+        root, matches = path.rstrip("/"), [path]
+    files: list[str] = []
+    for match in matches:
+        if filesystem.isdir(match):
+            files += sorted(filesystem.find(match))
+        elif filesystem.exists(match):
+            if match == path:
+                return posixpath.dirname(path), [path]
+            files.append(match)
+    return root, [file for file in files if not _hidden(file[len(root) :])]
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in Path(path).parts)
+
+
+def _format(path: str) -> str | None:
+    return FORMATS.get(posixpath.splitext(path)[1].lower())
+
+
+def _unite(dataset: ds.Dataset) -> ds.Dataset:
+    """The dataset with the columns of all of its files, widened where they differ."""
+    schemas = [fragment.physical_schema for fragment in dataset.get_fragments()]
+    if len(schemas) < 2:
+        return dataset
+    files = pa.unify_schemas(schemas, promote_options="permissive")
+    partitions = [f for f in dataset.schema if files.get_field_index(f.name) < 0]
+    return dataset.replace_schema(pa.schema([*files, *partitions]))

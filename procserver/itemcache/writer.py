@@ -1,0 +1,282 @@
+"""Arrow batches to one generation segment, built aside and published whole."""
+
+import os
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+
+from cython_ext.cache_index import ItemIndex
+from cython_ext.cache_pack import RowPacker
+from cython_ext.cache_records import Records
+from cython_ext.column import Column, Kind, arrow_type, kind_of_arrow
+from cython_ext.shm import Mapping
+from cython_ext.xxh64 import xxh64
+from procserver.errors import SourceError
+from procserver.itemcache import layout, segment
+from procserver.itemcache.control import ControlSegment
+
+# How often a taken name is passed over before the build is given up.
+TRIES = 16
+SUPPORTED = (
+    "integers up to 64 bits, floats, strings, lists and lists of lists of these,"
+    " and maps with integer or string keys"
+)
+
+
+def column_kind(name: str, type_: pa.DataType) -> Kind:
+    """The kind that a source column becomes.
+
+    :raises SourceError: for a type that no feature can have; timestamps, dates
+        and decimals are not converted, since their meaning as a number is not ours
+        to guess
+    """
+    try:
+        return kind_of_arrow(type_)
+    except TypeError as error:
+        raise SourceError(
+            f"column {name!r} has Arrow type {type_}; supported are {SUPPORTED}."
+            " Cast it at the source or leave it out of `value`"
+        ) from error
+
+
+class GenerationWriter:
+    """Builds one generation. Use as a context manager::
+
+        with GenerationWriter(control, "item_id", schema) as writer:
+            for batch in batches:
+                writer.append(batch)
+            writer.publish()
+
+    Memory is taken block by block (16,384 rows) as rows arrive, each block
+    allocated in full before it is written; of the source only the rows of the
+    block in hand are held. Rows without a usable id are left out and counted in
+    ``skipped`` by reason: ``null_key``, ``long_key`` (over 65,535 bytes),
+    ``huge_row`` (2 GiB of text and lists), ``duplicate_key`` (a later row of the
+    same id won). Leaving the block before :meth:`publish` removes the segment.
+
+    :raises SourceError: if shared memory does not suffice or cannot be created
+    """
+
+    def __init__(
+        self,
+        control: ControlSegment,
+        key: str,
+        schema: dict[str, Kind],
+        *,
+        table: int = 0,
+        expected_rows: int | None = None,
+    ) -> None:
+        self.skipped: Counter[str] = Counter()
+        self.rows = 0
+        self.items = 0
+        self._control = control
+        self._key = key
+        self._schema = dict(schema)
+        self._table = table
+        self._expected = expected_rows
+        self._layout = layout.record_layout(self._schema)
+        self._blocks: list[int] = []
+        self._pending: list[tuple[RowPacker, int, int]] = []
+        self._pending_rows = 0
+        self._pending_heap = 0
+        self._published = False
+        self.number, self.name, self._fd = self._create()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _create(self) -> tuple[int, str, int]:
+        for _ in range(TRIES):
+            number = self._control.next_number()
+            name = self._control.generation_name(number)
+            try:
+                return number, name, segment.create(name)
+            except FileExistsError:
+                # SAFETY: whoever made it may use it; we take the next number.
+                continue
+        raise SourceError(f"shared memory {name} and {TRIES - 1} before it are taken")
+
+    def _start(self) -> None:
+        section = layout.pack_schema(self._key, self._schema)
+        self._section = section
+        self._end = layout.HEAD_BYTES + len(section)
+        segment.allocate(self._fd, 0, self._end)
+        self._mapping = Mapping(self._fd, self._end, writable=True)
+        # The header names the owner from the start, so that a build that dies is
+        # known for ours; its flags say that it is not sealed.
+        self._write(0, self._header(flags=0).pack())
+        self._write(layout.HEAD_BYTES, section)
+
+    def _write(self, offset: int, data: bytes) -> None:
+        with memoryview(self._mapping) as view:
+            view[offset : offset + len(data)] = data
+
+    def _grow(self, end: int) -> None:
+        detail = ""
+        if self._expected and self.rows and self._expected > self.rows:
+            total = end * self._expected // self.rows
+            detail = f", about {total} for all of its {self._expected} rows"
+        segment.allocate(self._fd, self._end, end, detail)
+        self._mapping.resize(end)
+        self._end = end
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the segment so far."""
+        return self._end
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Adds the rows of a batch; columns that the schema lacks are ignored.
+
+        :raises SourceError: if the key is missing or a column does not fit its kind
+        """
+        names = batch.schema.names
+        if self._key not in names:
+            raise SourceError(f"key column {self._key!r} is missing")
+        packer = self._packer(batch, names)
+        self.skipped["null_key"] += packer.null_keys
+        self.skipped["long_key"] += packer.long_keys
+        self.skipped["huge_row"] += packer.huge_rows
+        start = 0
+        block = 1 << layout.BLOCK_SHIFT
+        while start < batch.num_rows:
+            stop, kept, heap = packer.measure(start, block - self._pending_rows)
+            self._pending.append((packer, start, stop))
+            self._pending_rows += kept
+            self._pending_heap += heap
+            start = stop
+            if self._pending_rows == block:
+                self._flush()
+
+    def _packer(self, batch: pa.RecordBatch, names: list[str]) -> RowPacker:
+        key = batch.column(names.index(self._key))
+        columns = [
+            _column(name, kind, batch.column(names.index(name)))
+            if name in names
+            else Column.null(batch.num_rows)
+            for name, kind in self._schema.items()
+        ]
+        try:
+            ids = _column(self._key, None, key)
+            if ids.kind == Kind.ABSENT:
+                ids = Column.from_arrow(key.cast(pa.string()))
+            return RowPacker(self._layout, ids, columns)
+        except TypeError as error:
+            raise SourceError(
+                f"key column {self._key!r} has Arrow type {key.type}; item ids are"
+                " strings or integers"
+            ) from error
+
+    def _flush(self) -> None:
+        """Writes the pending rows as one block."""
+        if self._pending_rows:
+            start = layout.aligned(self._end)
+            heap = start + self._pending_rows * self._layout.stride
+            self.rows += self._pending_rows
+            self._grow(heap + self._pending_heap)
+            self._blocks.append(start)
+            for packer, first, stop in self._pending:
+                start, heap = packer.pack(self._mapping, first, stop, start, heap)
+        self._pending.clear()
+        self._pending_rows = self._pending_heap = 0
+
+    def seal(self) -> None:
+        """Adds directory, index and checksums; nothing can be appended after it."""
+        self._flush()
+        directory = layout.aligned(self._end)
+        index = layout.aligned(directory + 8 * len(self._blocks))
+        self._grow(index + layout.index_bytes(self.rows))
+        self._write(directory, b"".join(b.to_bytes(8, "little") for b in self._blocks))
+        records = Records(
+            self._mapping, self._layout, self.rows, layout.BLOCK_SHIFT, directory
+        )
+        slots = layout.index_slots(self.rows)
+        duplicates = ItemIndex(records, index, slots).fill()
+        self.skipped["duplicate_key"] += duplicates
+        self.items = self.rows - duplicates
+        with memoryview(self._mapping) as view:
+            body = xxh64(view[layout.HEAD_BYTES :])
+        header = self._header(
+            flags=layout.SEALED,
+            items=self.items,
+            directory=directory,
+            index=index,
+            index_slots=slots,
+            body_hash=body,
+        )
+        self._write(0, header.pack())
+
+    def _header(self, **fields: int) -> layout.Header:
+        known: dict[str, Any] = {"items": 0, "directory": 0, "index": 0} | {
+            "index_slots": 0,
+            "body_hash": 0,
+        }
+        return layout.Header(
+            generation=self.number,
+            owner_started=self._control.owner.started,
+            owner_pid=self._control.owner.pid,
+            table=self._table,
+            built_at=time.time_ns(),
+            rows=self.rows,
+            record_size=self._layout.stride,
+            block_shift=layout.BLOCK_SHIFT,
+            size=self._end,
+            schema_offset=layout.HEAD_BYTES,
+            schema_size=len(self._section),
+            schema_hash=xxh64(self._section),
+            **(known | fields),
+        )
+
+    def publish(self) -> int:
+        """Seals, makes this the current generation, unlinks the one before.
+
+        :return: the generation number
+        """
+        self.seal()
+        before, _ = self._control.state(self._table)
+        self._control.publish(self.number, self._table)
+        self._published = True
+        if before:
+            segment.unlink(self._control.generation_name(before))
+        return self.number
+
+    def close(self) -> None:
+        """Lets go of the segment; removes it unless it has been published."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._pending.clear()
+            if not self._published:
+                segment.unlink(self.name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _column(name: str, kind: Kind | None, array: pa.Array) -> Column:
+    """A source array as a column of ``kind`` (None: of its own)."""
+    if kind is None:
+        column_kind(name, array.type)
+    try:
+        if kind is not None and column_kind(name, array.type) not in (
+            kind,
+            Kind.ABSENT,
+        ):
+            array = array.cast(arrow_type(kind))
+        return Column.from_arrow(array)
+    except (pa.ArrowException, TypeError) as error:
+        wanted = "" if kind is None else f" as {kind.name}"
+        raise SourceError(f"column {name!r} cannot be read{wanted}: {error}") from error

@@ -1,0 +1,1 @@
+"""Control flow in time order: boot, worker, reload, drain, reclaim."""

@@ -1,0 +1,57 @@
+"""Gunicorn's settings, derived from the service JSON."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from procserver import config
+from procserver.config import ServiceConfig
+from procserver.errors import ConfigError
+from procserver.lifecycle.cores import available_cores
+
+log = logging.getLogger("procserver.lifecycle")
+
+DEFAULT_CONFIG = Path("conf/service.json")
+EXIT_CONFIG = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The service and what gunicorn needs to know of it. Times in seconds."""
+
+    service: ServiceConfig
+    remarks: tuple[str, ...]
+    workers: int
+    threads: int
+    graceful_timeout: int
+
+
+@cache
+def service_settings() -> Settings:
+    """Reads the service JSON that ``PROCSERVER_CONFIG`` names.
+
+    Wrong configuration ends the process with status 2 and one line a problem.
+    """
+    path = Path(os.environ.get("PROCSERVER_CONFIG") or DEFAULT_CONFIG)
+    try:
+        loaded = config.load(path)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"{path}: {problem}", file=sys.stderr)
+        raise SystemExit(EXIT_CONFIG) from error
+    service = loaded.service
+    workers = service.host.workers or len(available_cores())
+    return Settings(
+        service=service,
+        remarks=(*loaded.warnings, *loaded.notices),
+        workers=workers,
+        # The vendor counts request threads per service, gunicorn per worker;
+        # two at least, so that a health check need not wait for a request.
+        threads=max(2, -(-service.rpc.worker_threads // workers)),
+        graceful_timeout=int(service.eas.termination_grace_period_s),
+    )

@@ -1,0 +1,1 @@
+"""What scores: export directories, TorchScript modules, devices."""

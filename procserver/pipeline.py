@@ -1,0 +1,281 @@
+"""predict(): decode -> gather -> generate -> run -> encode.
+
+The five words name the stages in code, logs, metrics, docs and tests. What
+joins the sibling rooms is composed here: item features from the cache, the
+``sequence_pk`` join, the score of items that do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cython_ext.column import Column, Kind, Shape, shape_of
+from procserver.errors import BadFeature, BadRequest, TooLarge
+from procserver.fg import FeatureGenerator, SequenceJoin
+from procserver.itemcache.reader import CacheReader, Generation
+from procserver.model.runner import ModelRunner
+from procserver.wire import torch as torch_wire
+from procserver.wire import torchrec as torchrec_wire
+from procserver.wire.torchrec import TorchRecRequest
+
+Columns = Mapping[str, Column]
+WARM_UP_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An encoded answer and the cache generation it was made from."""
+
+    body: bytes
+    generation: int | None = None
+
+
+@dataclass(frozen=True)
+class ItemRows:
+    """One request's rows: what FG reads and which items do not exist."""
+
+    user: Columns
+    item: Columns
+    context: Columns
+    rows: int
+    missing: np.ndarray | None
+    generation: int | None
+
+
+class Pipeline(Protocol):
+    """One way of answering a predict request."""
+
+    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
+        """Answers one request body.
+
+        :raises RequestError: whatever the client is to be told
+        """
+
+    def warm_up(self) -> None:
+        """Runs synthesized requests, so that the first real one is fast."""
+
+    def describe(self) -> dict[str, object]:
+        """Inputs and outputs of the service, for ``GET``."""
+
+
+class RankingPipeline:
+    """Feature generation in front of the model (``fg_mode: normal``)."""
+
+    def __init__(
+        self,
+        fg: FeatureGenerator,
+        runner: ModelRunner,
+        cache: CacheReader | None,
+        *,
+        item_empty_score: float = 0.0,
+        max_items: int = 5000,
+    ) -> None:
+        self._fg = fg
+        self._runner = runner
+        self._cache = cache
+        self._item_empty_score = item_empty_score
+        self._max_items = max_items
+        self._tile = runner.package.input_tile != 0
+
+    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
+        request = torchrec_wire.decode(body)
+        if request.is_empty:
+            raise BadRequest(
+                "the request has neither item_ids nor user_features: "
+                "is it meant for another kind of service?"
+            )
+        if len(request.item_ids) > self._max_items:
+            raise TooLarge(
+                f"item_ids: {len(request.item_ids)} items, at most "
+                f"{self._max_items} are scored in one request"
+            )
+        gathered = self.gather(request)
+        outputs = self._score(gathered)
+        return Reply(
+            torchrec_wire.encode(outputs, request.item_ids), gathered.generation
+        )
+
+    def gather(self, request: TorchRecRequest) -> ItemRows:
+        """Joins item features, for the items and for sequences of items.
+
+        :raises BadFeature: for a context or item list that is too short
+        """
+        rows = self._row_count(request)
+        generation = None if self._cache is None else self._cache.current()
+        user = dict(request.user)
+        item = {
+            name: _fit(f"item_features[{name!r}]", column, rows)
+            for name, column in request.item.items()
+        }
+        context = {
+            name: _fit(f"context_features[{name!r}]", column, rows)
+            for name, column in request.context.items()
+        }
+        missing = None
+        if generation is not None:
+            for join in self._fg.sequence_joins:
+                _join_sequence(generation, join, user)
+            if len(request.item_ids):
+                found = generation.lookup(request.item_ids)
+                wanted = [
+                    name
+                    for name in self._fg.item_inputs
+                    if name in generation.schema and name not in item
+                ]
+                item.update(generation.gather(found, wanted))
+                if not request.item:
+                    missing = found < 0
+        return ItemRows(
+            user=user,
+            item=item,
+            context=context,
+            rows=rows,
+            missing=missing,
+            generation=None if generation is None else generation.number,
+        )
+
+    def _row_count(self, request: TorchRecRequest) -> int:
+        if len(request.item_ids):
+            return len(request.item_ids)
+        # An item tower is called with item or context features alone, a user
+        # tower with user features alone.
+        given = [len(c) for c in (*request.item.values(), *request.context.values())]
+        if given:
+            return max(given)
+        return 0 if self._fg.item_inputs or self._fg.context_inputs else 1
+
+    def _score(self, gathered: ItemRows) -> dict[str, np.ndarray]:
+        if gathered.rows == 0:
+            return dict(self._runner.empty_outputs)
+        tensors = self._fg.generate(
+            gathered.user,
+            gathered.item,
+            gathered.context,
+            gathered.rows,
+            tile=self._tile,
+        )
+        outputs = self._runner.run(tensors)
+        if gathered.missing is not None and gathered.missing.any():
+            return self._with_empty_scores(outputs, gathered.missing)
+        return outputs
+
+    def _with_empty_scores(
+        self, outputs: Mapping[str, np.ndarray], missing: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Puts ``item_empty_score`` into every float output's missing rows."""
+        scored = {}
+        for name, array in outputs.items():
+            if array.dtype.kind == "f" and array.shape[:1] == missing.shape:
+                array = array.copy()
+                array[missing] = self._item_empty_score
+            scored[name] = array
+        return scored
+
+    def warm_up(self) -> None:
+        for _ in range(2):
+            for rows in (WARM_UP_ROWS, 1):
+                tensors = self._fg.generate({}, {}, {}, rows, tile=self._tile)
+                outputs = self._runner.run(tensors)
+                self._runner.learn_outputs(outputs, rows)
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "user_features": list(self._fg.user_inputs),
+            "item_features": list(self._fg.item_inputs),
+            "context_features": list(self._fg.context_inputs),
+            "outputs": list(self._runner.output_names),
+        }
+
+
+class BypassPipeline:
+    """Tensors from the client straight into the model (``fg_mode: bypass``)."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+
+    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
+        request = torch_wire.decode(body)
+        if request.map_inputs:
+            named = {n: (a.dtype, a.values) for n, a in request.map_inputs.items()}
+            # NOTE: output_filter holds positions; with named tensors there are
+            # none, and real clients send a filter that they expect ignored.
+            return Reply(torch_wire.encode(self._runner.run_map(named)))
+        if not request.inputs:
+            raise BadRequest("the request has neither inputs nor map_inputs")
+        arrays = [(array.dtype, array.values) for array in request.inputs]
+        return Reply(
+            torch_wire.encode(
+                self._runner.run_positional(arrays, request.output_filter)
+            )
+        )
+
+    def warm_up(self) -> None:
+        """Nothing to synthesize: a bare model does not say what it takes."""
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "inputs": "named tensors" if self._runner.takes_dict else "positional",
+            "outputs": list(self._runner.output_names),
+        }
+
+
+def _fit(name: str, column: Column, rows: int) -> Column:
+    """One value broadcasts, surplus values are dropped, fewer are refused."""
+    given = len(column)
+    if given in (1, rows):
+        return column
+    if given > rows:
+        return column.slice(0, rows)
+    raise BadFeature(f"{name}: {given} values for {rows} items")
+
+
+def _join_sequence(
+    generation: Generation, join: SequenceJoin, user: dict[str, Column]
+) -> None:
+    """Adds ``<sequence>__<column>`` for each item column of a sequence group."""
+    wanted = {
+        column: name
+        for column, name in join.inputs.items()
+        if name not in user and column in generation.schema
+    }
+    if not wanted or join.pk_name not in user:
+        return
+    ids = _sequence_ids(join, user[join.pk_name])
+    if join.length:
+        ids = ids.slice(0, min(join.length, len(ids)))
+    found = generation.lookup(ids)
+    for column, values in generation.gather(found, list(wanted)).items():
+        user[wanted[column]] = values.nest()
+
+
+def _sequence_ids(join: SequenceJoin, keys: Column) -> Column:
+    """The item ids of a sequence: a delimited text, a list, or one number.
+
+    :raises BadFeature: for any other type
+    """
+    kind = keys.kind
+    if kind == Kind.STRING:
+        text = keys.to_pylist()[0]
+        ids = text.split(join.delim) if text else []
+        return Column.from_texts(ids)
+    if kind in (Kind.LIST_STRING, Kind.LIST_INT32, Kind.LIST_INT64):
+        return keys.elements(0)
+    if kind in (Kind.INT32, Kind.INT64):
+        return keys
+    if kind == Kind.ABSENT:
+        return Column.from_texts([])
+    raise BadFeature(
+        f"user_features[{join.pk_name!r}]: item ids of sequence "
+        f"{join.sequence_name!r} are text, integers or lists of these, "
+        f"not {_spelled(kind)}"
+    )
+
+
+def _spelled(kind: Kind) -> str:
+    if shape_of(kind) == Shape.SCALAR:
+        return kind.name.lower()
+    return kind.name.lower().replace("_", " of ", 1)

@@ -1,0 +1,160 @@
+"""A real gunicorn with a real service, for tests."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SHM = Path("/dev/shm")
+BOOT_SECONDS = 90.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def segments(service: str) -> list[str]:
+    """Shared-memory segments whose name holds the service's."""
+    return sorted(path.name for path in SHM.iterdir() if f".{service}." in path.name)
+
+
+def children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()]
+
+
+@dataclass
+class Answer:
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass
+class LiveServer:
+    """``gunicorn -c conf/serve.py`` on a free loopback port."""
+
+    config: Path
+    log: Path
+    workers: int = 2
+    env: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        content = json.loads(self.config.read_text())
+        return str(content["metadata"]["name"])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def launch(self) -> LiveServer:
+        """Starts the master and returns at once."""
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    *("-m", "gunicorn", "-c", str(ROOT / "conf" / "serve.py")),
+                    *("-b", f"127.0.0.1:{self.port}", "-w", str(self.workers)),
+                ],
+                cwd=ROOT,
+                env={**os.environ, **self.env, "PROCSERVER_CONFIG": str(self.config)},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        return self
+
+    def start(self) -> LiveServer:
+        """Starts the master and waits until every worker is ready."""
+        self.launch()
+        deadline = time.monotonic() + BOOT_SECONDS
+        while "ready: service" not in self.log.read_text(errors="replace"):
+            assert self.process is not None
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop(expect_clean=False)
+                raise AssertionError(f"the server did not start:\n{self.text()}")
+            time.sleep(0.05)
+        return self
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def stop(self, *, expect_clean: bool = True) -> int:
+        """Ends the master by pid; returns its exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait(10)
+        if expect_clean:
+            assert status == 0, self.text()
+            assert "Traceback" not in self.text(), self.text()
+            assert segments(self.name) == []
+        return status
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            return exchange(connection, method, path, body, headers)
+        finally:
+            connection.close()
+
+    def raw(self, data: bytes, *, half_close: bool = False) -> bytes:
+        """Bytes as they are; everything that comes back until the end."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as sock:
+            sock.sendall(data)
+            if half_close:
+                sock.shutdown(socket.SHUT_WR)
+            parts = []
+            while chunk := sock.recv(65536):
+                parts.append(chunk)
+            return b"".join(parts)
+
+
+def exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """One request on an open connection."""
+    connection.request(method, path, body, dict(headers or {}))
+    response = connection.getresponse()
+    return Answer(
+        response.status,
+        response.reason,
+        {name.lower(): value for name, value in response.getheaders()},
+        response.read(),
+    )

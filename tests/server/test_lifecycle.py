@@ -1,0 +1,165 @@
+"""Starting, stopping and dying, with real processes and real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+from live import LiveServer, children, segments
+
+Launch = Callable[..., LiveServer]
+AUTH = {"Authorization": tiny.TOKEN}
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    return state == "Z"
+
+
+def test_a_start_and_a_stop_leave_nothing_behind(
+    launch: Launch, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    config = tiny.write(tmp_path / "service", "tidy")
+    server = launch(config, env={"HOME": str(home), "XDG_RUNTIME_DIR": str(home)})
+    server.start()
+    family = children(server.pid)
+    assert len(family) == 3, "two workers and the refresher"
+    assert segments("tidy")
+    for name in segments("tidy"):
+        assert (Path("/dev/shm") / name).stat().st_mode & 0o777 == 0o600
+    assert not list(home.rglob("*.ctl")), "the control socket is off"
+    assert server.stop() == 0
+    assert all(gone(pid) for pid in family)
+
+
+def test_the_master_runs_no_operator_and_one_thread(
+    launch: Launch, tmp_path: Path
+) -> None:
+    server = launch(tiny.write(tmp_path / "service", "quiet")).start()
+    assert len(os.listdir(f"/proc/{server.pid}/task")) == 1
+    maps = Path(f"/proc/{server.pid}/maps").read_text()
+    assert "libtorch_cpu" in maps, "imported once, shared by the workers"
+    server.stop()
+
+
+def test_workers_are_pinned_to_cores(launch: Launch, tmp_path: Path) -> None:
+    server = launch(tiny.write(tmp_path / "service", "pinned")).start()
+    ours = os.sched_getaffinity(0)
+    masks = [os.sched_getaffinity(pid) for pid in children(server.pid)]
+    pinned = [mask for mask in masks if len(mask) == max(1, len(ours) // 2)]
+    if len(ours) > 1:
+        assert len(pinned) == 2
+        assert not pinned[0] & pinned[1]
+    server.stop()
+
+
+def test_a_killed_master_frees_the_port_and_its_memory(
+    launch: Launch, tmp_path: Path
+) -> None:
+    config = tiny.write(tmp_path / "service", "orphan")
+    server = launch(config).start()
+    family = children(server.pid)
+    os.kill(server.pid, signal.SIGKILL)
+    started = time.monotonic()
+    wait_until(lambda: all(gone(pid) for pid in family), 2)
+    assert time.monotonic() - started < 1
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", server.port))
+    assert segments("orphan"), "nobody was left to remove them"
+    heir = launch(config).start()
+    assert "dead owners" in heir.text()
+    assert heir.stop() == 0
+    assert segments("orphan") == []
+
+
+def test_a_killed_worker_is_replaced(launch: Launch, tmp_path: Path) -> None:
+    server = launch(tiny.write(tmp_path / "service", "phoenix")).start()
+    before = set(children(server.pid))
+    refresher = min(before)
+    victim = max(before)
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: len(set(children(server.pid)) - before) == 1, 15)
+    assert refresher in children(server.pid)
+    for _ in range(10):
+        assert server.request("GET", "/v2/health/ready").status == 200
+    server.stop()
+
+
+def test_a_killed_refresher_comes_back_and_nobody_notices(
+    launch: Launch, tmp_path: Path
+) -> None:
+    server = launch(tiny.write(tmp_path / "service", "refresh")).start()
+    workers = set(children(server.pid))
+    refresher = min(workers)
+    os.kill(refresher, signal.SIGKILL)
+    wait_until(lambda: refresher not in children(server.pid), 10)
+    wait_until(lambda: len(children(server.pid)) == 3, 20)
+    assert server.request("GET", "/", None, AUTH).status == 200
+    server.stop()
+
+
+def test_wrong_configuration_ends_with_status_2(launch: Launch, tmp_path: Path) -> None:
+    config = tiny.write(tmp_path / "service", "wrong")
+    content = json.loads(config.read_text())
+    content["model_config"]["fg_threads"] = "many"
+    config.write_text(json.dumps(content))
+    server = launch(config).launch()
+    assert server.process is not None
+    assert server.process.wait(30) == 2
+    assert "model_config.fg_threads" in server.text()
+    assert "Traceback" not in server.text()
+
+
+def test_a_missing_item_table_ends_with_status_4(
+    launch: Launch, tmp_path: Path
+) -> None:
+    config = tiny.write(tmp_path / "service", "hungry")
+    (tmp_path / "service" / "items.parquet").unlink()
+    server = launch(config).launch()
+    assert server.process is not None
+    assert server.process.wait(60) == 4
+    assert "items.parquet" in server.text()
+    assert "Traceback" not in server.text()
+    assert segments("hungry") == []
+
+
+@pytest.mark.parametrize("broken", ["scripted_model.pt", "fg.json"])
+def test_a_broken_export_ends_with_status_3(
+    launch: Launch, tmp_path: Path, broken: str
+) -> None:
+    config = tiny.write(tmp_path / "service", "broken")
+    (tmp_path / "service" / "export" / broken).write_bytes(b"{}")
+    server = launch(config).launch()
+    assert server.process is not None
+    assert server.process.wait(60) == 3
+    assert "cannot start" in server.text()
+    assert "Traceback" not in server.text()
+    assert segments("broken") == []
+
+
+def test_the_token_never_reaches_the_log(launch: Launch, tmp_path: Path) -> None:
+    server = launch(tiny.write(tmp_path / "service", "silent")).start()
+    server.request("GET", "/", None, {"Authorization": tiny.TOKEN})
+    server.request("GET", "/", None, {"Authorization": "nonsense"})
+    server.stop()
+    assert tiny.TOKEN not in server.text()
