@@ -43,7 +43,6 @@ def bypass_document(base: str = "") -> dict[str, Any]:
 
 def metadata(name: str) -> dict[str, Any]:
     return {
-        "instance": 1,
         "name": name,
         "rpc": {"max_queue_size": 256, "worker_threads": 16},
     }

@@ -13,8 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from procserver.demo.interactions import SHOWN, Impressions
 from procserver.demo.network import Ranker
 
-BATCH = 256 * SHOWN
-PEAK_RATE = 1.2e-2
+PEAK_RATE = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +74,13 @@ def train(
     rows = FeatureRows(features)
     total = len(shown.item)
     cut = total // SHOWN * 85 // 100 * SHOWN
-    fit(model, rows, shown, cut, epochs, np.random.default_rng(seed))
+    # At least some hundred steps also on a small demo.
+    batch = SHOWN * min(max(total // SHOWN // 100, 16), 128)
+    fit(model, rows, shown, cut, batch, epochs, np.random.default_rng(seed))
     model.eval()
     with torch.inference_mode():
-        batches = range(cut, total, BATCH)
-        scored = [model(rows.take(at, min(at + BATCH, total))) for at in batches]
+        starts = range(cut, total, batch)
+        scored = [model(rows.take(at, min(at + batch, total))) for at in starts]
     ctr = torch.cat([scores["probs_ctr"] for scores in scored]).numpy()
     cvr = torch.cat([scores["probs_cvr"] for scores in scored]).numpy()
     return model, report(shown, cut, ctr, cvr)
@@ -90,12 +91,13 @@ def fit(
     rows: FeatureRows,
     shown: Impressions,
     cut: int,
+    batch: int,
     epochs: int,
     rng: np.random.Generator,
 ) -> None:
     click = torch.from_numpy(shown.click.astype(np.float32))
     order = torch.from_numpy(shown.order.astype(np.float32))
-    starts = np.arange(0, cut, BATCH)
+    starts = np.arange(0, cut, batch)
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, PEAK_RATE, total_steps=epochs * len(starts)
@@ -103,7 +105,7 @@ def fit(
     model.train()
     for _ in range(epochs):
         for begin in rng.permutation(starts).tolist():
-            end = min(begin + BATCH, cut)
+            end = min(begin + batch, cut)
             scores = model(rows.take(begin, end))
             clicked = click[begin:end]
             # An order is only defined after a click.

@@ -115,7 +115,8 @@ def write_models(
     shown: Impressions,
 ) -> Report:
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
+    # PERF: batches are small; a second thread mostly waits, on a busy machine long.
+    torch.set_num_threads(1)
     try:
         model, report = train(fg, features, shown, seed=seed)
         script(model).save(str(aside / "export" / "scripted_model.pt"))
