@@ -9,6 +9,7 @@ Switches (environment):
 import os
 from pathlib import Path
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -34,6 +35,8 @@ def extensions() -> list[Extension]:
         Extension(
             f"cython_ext.{source.stem}",
             [str(source.relative_to(ROOT))],
+            include_dirs=[numpy.get_include()],
+            define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
             extra_compile_args=COMPILE,
             extra_link_args=LINK,
         )

@@ -11,6 +11,9 @@ cdef struct Block:
     int64_t used
 
 
+cdef void *block_alloc(Block **head, int64_t size) except NULL nogil
+
+
 cdef class Arena:
     cdef Block *_head
 

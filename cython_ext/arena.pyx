@@ -9,6 +9,43 @@ cdef enum:
     BLOCK_BYTES = 64 * 1024
 
 
+cdef void *block_alloc(Block **head, int64_t size) except NULL nogil:
+    """:meth:`Arena.alloc` for kernels that hold the arena's chain of blocks.
+
+    :raises MemoryError: if the system has no memory or size is negative
+    """
+    cdef Block *block = head[0]
+    cdef int64_t need
+    cdef int64_t capacity
+    cdef char *start
+    if size < 0 or size > (<int64_t>1 << 46):
+        with gil:
+            raise MemoryError(f"arena: {size} bytes asked for")
+    need = (size + ALIGNMENT) & ~(<int64_t>ALIGNMENT - 1)
+    if block == NULL or block.size - block.used < need:
+        capacity = need if need > BLOCK_BYTES else BLOCK_BYTES
+        block = <Block *>malloc(sizeof(Block) + capacity + ALIGNMENT)
+        if block == NULL:
+            with gil:
+                raise MemoryError(f"arena: {size} bytes asked for")
+        start = <char *>block + sizeof(Block)
+        block.data = start + (-<int64_t><size_t>start & (ALIGNMENT - 1))
+        block.size = capacity
+        block.used = 0
+        # PERF: a large block goes behind the current one, so that the room
+        # left in the current one still serves small allocations.
+        if head[0] != NULL and capacity > BLOCK_BYTES:
+            block.next = head[0].next
+            head[0].next = block
+            block.used = capacity
+            return block.data
+        block.next = head[0]
+        head[0] = block
+    start = block.data + block.used
+    block.used += need
+    return start
+
+
 cdef class Arena:
     """Owns the memory behind the columns and tensors of one request.
 
@@ -42,33 +79,4 @@ cdef class Arena:
 
         :raises MemoryError: if the system has no memory or size is negative
         """
-        cdef Block *block = self._head
-        cdef int64_t need
-        cdef int64_t capacity
-        cdef char *start
-        if size < 0 or size > (<int64_t>1 << 46):
-            with gil:
-                raise MemoryError(f"arena: {size} bytes asked for")
-        need = (size + ALIGNMENT) & ~(<int64_t>ALIGNMENT - 1)
-        if block == NULL or block.size - block.used < need:
-            capacity = need if need > BLOCK_BYTES else BLOCK_BYTES
-            block = <Block *>malloc(sizeof(Block) + capacity + ALIGNMENT)
-            if block == NULL:
-                with gil:
-                    raise MemoryError(f"arena: {size} bytes asked for")
-            start = <char *>block + sizeof(Block)
-            block.data = start + (-<int64_t><size_t>start & (ALIGNMENT - 1))
-            block.size = capacity
-            block.used = 0
-            # PERF: a large block goes behind the current one, so that the room
-            # left in the current one still serves small allocations.
-            if self._head != NULL and capacity > BLOCK_BYTES:
-                block.next = self._head.next
-                self._head.next = block
-                block.used = capacity
-                return block.data
-            block.next = self._head
-            self._head = block
-        start = block.data + block.used
-        block.used += need
-        return start
+        return block_alloc(&self._head, size)

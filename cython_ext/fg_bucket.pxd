@@ -1,0 +1,134 @@
+# cython: language_level=3
+"""Bucketizers (spec section 4) and normalizers (section 6)."""
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+cimport cython
+
+from cython_ext.arena cimport Block
+from cython_ext.fg_hash cimport farm_hash, std_hash
+from cython_ext.fg_text cimport (
+    NUMBER_CHARS, PARSED, format_double, format_float, format_int64, parse_double,
+    parse_int64)
+
+
+cdef enum BucketKind:
+    BUCKET_NONE = 0
+    BUCKET_STD_HASH = 1
+    BUCKET_FARM_HASH = 2
+    BUCKET_VOCAB = 3
+    BUCKET_NUMBER = 4
+    BUCKET_BOUNDARIES = 5
+
+
+cdef enum NormalKind:
+    NORMAL_NONE = 0
+    NORMAL_LOG10 = 1
+    NORMAL_ZSCORE = 2
+    NORMAL_MINMAX = 3
+
+
+ctypedef struct Word:
+    uint64_t hash
+    const char *text         # NULL: a free slot
+    int64_t length
+    int64_t id
+
+
+ctypedef struct Bucketizer:
+    int32_t kind
+    uint64_t size            # hash buckets, or number of plain ids
+    int64_t fallback         # id of words that the vocabulary lacks
+    uint64_t mask            # vocabulary: slots - 1
+    Word *words
+    int64_t bounds_count
+    const float *bounds
+
+
+ctypedef struct Normalizer:
+    # LOG10: threshold, default; ZSCORE: mean, deviation; MINMAX: min, max
+    int32_t kind
+    float first
+    float second
+
+
+cdef int64_t find_word(
+    const Bucketizer *b, const char *p, int64_t length) noexcept nogil
+cdef float normalize_single(const Normalizer *n, float x) noexcept nogil
+cdef float normalize_double(const Normalizer *n, double x) noexcept nogil
+cdef int load_bucketizer(Bucketizer *b, Block **head, object spec) except -1
+cdef int load_normalizer(Normalizer *n, object spec) except -1
+
+
+cdef inline int64_t bucket_float(const Bucketizer *b, float x) noexcept nogil:
+    """Number of boundaries at or below ``x`` (std::upper_bound)."""
+    cdef int64_t low = 0
+    cdef int64_t size = b.bounds_count
+    cdef int64_t half
+    # NOTE(14, boundaries of NaN): as std::upper_bound, NaN goes right of all.
+    while size > 0:
+        half = size >> 1
+        if x < b.bounds[low + half]:
+            size = half
+        else:
+            low += half + 1
+            size -= half + 1
+    return low
+
+
+cdef inline int64_t bucket_in_range(const Bucketizer *b, int64_t v) noexcept nogil:
+    # NOTE(14.3): out of range is 0: neither the default nor clamped.
+    return v if v >= 0 and <uint64_t>v < b.size else 0
+
+
+cdef inline int64_t bucket_truncated(const Bucketizer *b, double v) noexcept nogil:
+    """``num_buckets`` of a float: truncated toward zero; NaN and infinity are 0."""
+    if not (v > -9.2e18 and v < 9.2e18):
+        return 0
+    return bucket_in_range(b, <int64_t>v)
+
+
+@cython.cdivision(True)
+cdef inline int64_t bucket_text(
+    const Bucketizer *b, const char *p, int64_t length
+) noexcept nogil:
+    """The id of a text token."""
+    cdef int64_t integer = 0
+    cdef double number = 0
+    if b.kind == BUCKET_FARM_HASH:
+        return <int64_t>(farm_hash(p, length) % b.size)
+    if b.kind == BUCKET_STD_HASH:
+        return <int64_t>(std_hash(p, length) % b.size)
+    if b.kind == BUCKET_VOCAB:
+        return find_word(b, p, length)
+    if b.kind == BUCKET_NUMBER:
+        # NOTE(4, num_buckets of unparsable text): id 0, like out of range.
+        if parse_int64(p, length, &integer) != PARSED:
+            return 0
+        return bucket_in_range(b, integer)
+    if parse_double(p, length, &number) != PARSED:
+        return 0
+    return bucket_float(b, <float>number)
+
+
+cdef inline int64_t bucket_integer(const Bucketizer *b, int64_t v) noexcept nogil:
+    """The id of an integer, which hashes as its decimal text."""
+    cdef char[NUMBER_CHARS] text
+    if b.kind == BUCKET_NUMBER:
+        return bucket_in_range(b, v)
+    if b.kind == BUCKET_BOUNDARIES:
+        return bucket_float(b, <float>v)
+    return bucket_text(b, text, format_int64(v, text))
+
+
+cdef inline int64_t bucket_number(
+    const Bucketizer *b, double v, bint single
+) noexcept nogil:
+    """The id of a float (``single``: a float32), which hashes as its text."""
+    cdef char[NUMBER_CHARS] text
+    if b.kind == BUCKET_NUMBER:
+        return bucket_truncated(b, v)
+    if b.kind == BUCKET_BOUNDARIES:
+        return bucket_float(b, <float>v)
+    if single:
+        return bucket_text(b, text, format_float(<float>v, text))
+    return bucket_text(b, text, format_double(v, text))

@@ -1,0 +1,95 @@
+"""From a plan to the compiled plan of the kernels."""
+
+from dataclasses import replace
+
+import pyarrow as pa
+
+from cython_ext.column import Column
+from cython_ext.fg_plan import CompiledPlan
+from procserver.fg.plan import Form, Plan, PlannedFeature
+from procserver.fg.spec import FeatureSpec
+
+
+def compile_plan(plan: Plan, *, farm_hash: bool) -> CompiledPlan:
+    """The plan that generates tensors."""
+    compiled = _empty(plan, len(plan.features))
+    for feature in plan.features:
+        _add(compiled, feature, farm_hash=farm_hash)
+    return compiled
+
+
+def compile_unbucketized(
+    plan: Plan, *, farm_hash: bool
+) -> tuple[CompiledPlan, dict[str, int]]:
+    """A plan that yields values before bucketization, and where each one is.
+
+    Every feature stands in it twice: as it is, for those that read it, and
+    without its bucketizer.
+    """
+    compiled = _empty(plan, 2 * len(plan.features))
+    for feature in plan.features:
+        _add(compiled, feature, farm_hash=farm_hash)
+    numbers = {}
+    for feature in plan.features:
+        form: Form = "numbers" if feature.spec.operator == "raw" else "text"
+        bare = replace(feature, spec=replace(feature.spec, bucketizer=None), form=form)
+        numbers[feature.spec.name] = _add(compiled, bare, farm_hash=farm_hash)
+    return compiled, numbers
+
+
+def _empty(plan: Plan, features: int) -> CompiledPlan:
+    literals = [Column.from_arrow(pa.array([text])) for text in plan.literals]
+    return CompiledPlan([slot.name for slot in plan.slots], literals, features)
+
+
+def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) -> int:
+    spec = feature.spec
+    prefix = _prefix(spec)
+    default = None if spec.default is None else prefix + spec.default.encode()
+    default_id = 0
+    bucketizer = None
+    if spec.bucketizer is not None:
+        bucketizer = spec.bucketizer.compiled(farm_hash=farm_hash)
+        if default is not None and spec.operator != "raw":
+            default_id = spec.bucketizer.id_of_default(default, farm_hash=farm_hash)
+    return compiled.add(
+        spec.operator,
+        spec.name,
+        [
+            (
+                one.origin,
+                one.index,
+                one.ref.sequence,
+                spec.weighted,
+                f"{one.ref.side}:{one.ref.name}",
+            )
+            for one in feature.inputs
+        ],
+        form=feature.form,
+        value_dim=spec.value_dim,
+        sequence=spec.sequence is not None,
+        weighted=spec.weighted,
+        separator=spec.separator,
+        delim=spec.sequence.delim if spec.sequence is not None else b";",
+        limit=spec.sequence.length if spec.sequence is not None else 0,
+        prefix=prefix,
+        default_text=default,
+        default_id=default_id,
+        default_numbers=spec.default_numbers,
+        bucketizer=bucketizer,
+        normalizer=spec.normalizer.compiled() if spec.normalizer is not None else None,
+        emit=feature.emitted,
+        keys=feature.has_keys,
+        one_row=feature.side == "user",
+    )
+
+
+def _prefix(spec: FeatureSpec) -> bytes:
+    """``<feature_name>_`` where it is asked for and text is what is bucketized."""
+    numeric = spec.bucketizer is not None and spec.bucketizer.kind in (
+        "number",
+        "boundaries",
+    )
+    if not spec.need_prefix or spec.operator == "raw" or numeric:
+        return b""
+    return f"{spec.own_name}_".encode()
