@@ -25,6 +25,8 @@ cdef enum:
     MAX_TENSORS = 1 << 14
     MAX_DIMS = 64            # as numpy
 
+cdef int64_t MAX_ELEMENTS = INT64_MAX >> 4
+
 cdef enum Field:
     DTYPE = 1
     SHAPE = 2
@@ -443,13 +445,15 @@ cdef int64_t shape_product(const Array *a, where) except -1:
         if a.dims[i] < 0:
             raise BadTensor(f"{where}: negative dimension {a.dims[i]}")
         empty |= a.dims[i] == 0
-    if empty:
-        return 0
     for i in range(a.ndim):
-        if product > INT64_MAX // a.dims[i]:
-            raise BadTensor(f"{where}: the shape has 2**63 elements or more")
+        if a.dims[i] == 0:
+            continue
+        # Also beside a zero: numpy and torch compute strides from the rest.
+        if product > MAX_ELEMENTS // a.dims[i]:
+            raise BadTensor(
+                f"{where}: the dimensions multiply to more than {MAX_ELEMENTS}")
         product *= a.dims[i]
-    return product
+    return 0 if empty else product
 
 
 cdef tuple carrier_of(const Array *a, where):
