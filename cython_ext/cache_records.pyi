@@ -9,10 +9,6 @@ class RecordPart(IntEnum):
     RECORD_CELLS = 16
     LONGEST_ID = 65535
 
-RECORD_HEAP: int
-RECORD_ID: int
-RECORD_CELLS: int
-LONGEST_ID: int
 
 class RecordLayout:
     count: int

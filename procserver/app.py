@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import falcon
 
@@ -87,12 +88,14 @@ class Predict:
             **self._service.pipeline.describe(),
         }
 
-    def on_subpath(self, req: falcon.Request, resp: falcon.Response, name: str) -> None:
+    def on_subpath(
+        self, req: falcon.Request, resp: falcon.Response, **path: Any
+    ) -> None:
         """Clients append paths of their own to the service's URL."""
         if req.method == "POST":
-            self.on_post(req, resp, name)
+            self.on_post(req, resp, path["name"])
         elif req.method == "GET":
-            self.on_get(req, resp, name)
+            self.on_get(req, resp, path["name"])
         else:
             raise falcon.HTTPMethodNotAllowed(["GET", "POST"])
 

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from cython_ext.column import Column, Kind, Shape, shape_of
-from procserver.errors import BadFeature, BadRequest, TooLarge
+from procserver.errors import BadFeature, BadRequest, SourceError, TooLarge
 from procserver.fg import FeatureGenerator, SequenceJoin
 from procserver.itemcache.reader import CacheReader, Generation
 from procserver.model.runner import ModelRunner
@@ -236,7 +236,11 @@ def _fit(name: str, column: Column, rows: int) -> Column:
 def _join_sequence(
     generation: Generation, join: SequenceJoin, user: dict[str, Column]
 ) -> None:
-    """Adds ``<sequence>__<column>`` for each item column of a sequence group."""
+    """Adds ``<sequence>__<column>`` for each item column of a sequence group.
+
+    The id column comes from the request itself, so that a clicked item that is
+    in no table any more still counts by its id.
+    """
     wanted = {
         column: name
         for column, name in join.inputs.items()
@@ -247,9 +251,11 @@ def _join_sequence(
     ids = _sequence_ids(join, user[join.pk_name])
     if join.length:
         ids = ids.slice(0, min(join.length, len(ids)))
+    if generation.key in wanted:
+        user[wanted.pop(generation.key)] = ids.nest()
     found = generation.lookup(ids)
     for column, values in generation.gather(found, list(wanted)).items():
-        user[wanted[column]] = values.nest()
+        user[wanted[column]] = _nested(join, column, values)
 
 
 def _sequence_ids(join: SequenceJoin, keys: Column) -> Column:
@@ -273,6 +279,16 @@ def _sequence_ids(join: SequenceJoin, keys: Column) -> Column:
         f"{join.sequence_name!r} are text, integers or lists of these, "
         f"not {_spelled(kind)}"
     )
+
+
+def _nested(join: SequenceJoin, column: str, values: Column) -> Column:
+    try:
+        return values.nest()
+    except TypeError as error:
+        # A matter of the item table's type, not of the request.
+        raise SourceError(
+            f"sequence {join.sequence_name!r}, item column {column!r}: {error}"
+        ) from error
 
 
 def _spelled(kind: Kind) -> str:

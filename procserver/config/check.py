@@ -145,14 +145,16 @@ def _settings(section: SectionClass) -> Iterator[str]:
             continue
         if unset:
             value = declared.shown_default
-        remark = "" if unset else declared.unit
-        yield _line(declared.key, value, remark, default=is_default)
+        text = (
+            value if unset or not declared.unit else f"{_shown(value)} {declared.unit}"
+        )
+        yield _line(declared.key, text, default=is_default)
 
 
 def _line(key: str, value: Any, remark: str = "", *, default: bool = False) -> str:
     text = f"  {key:<{_KEY_WIDTH}} {_shown(value)}"
     if remark:
-        text += f" {remark}" if len(remark) < 9 else f"  ({remark})"
+        text += f"  ({remark})"
     return f"{text}  [default]" if default else text
 
 

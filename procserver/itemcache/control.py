@@ -91,8 +91,7 @@ class ControlSegment:
             segment.unlink(name)
             for name in segment.list_segments(self.generation_name(0)[:-1])
             if name not in keep
-            and segment.recorded_owner(name)
-            in (self.owner, Owner(self.owner.pid, 0))
+            and segment.recorded_owner(name) in (self.owner, Owner(self.owner.pid, 0))
         )
 
     def unlink(self) -> None:

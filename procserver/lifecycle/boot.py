@@ -9,6 +9,7 @@ an operator: a fork after a parallel operator hangs in the child.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import time
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 from procserver.config import ServiceConfig
 from procserver.config.fetch import fetch
 from procserver.errors import ServiceError
-from procserver.itemcache.refresh import reclaim
+from procserver.itemcache.segment import reclaim
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reports import Reports
 from procserver.lifecycle.settings import Settings, service_settings
@@ -58,6 +59,7 @@ def master() -> Master:
 def on_starting(server: Any) -> None:
     """Gunicorn hook: in the master, before the sockets are opened."""
     global _master
+    _log_through(server.log)
     settings = service_settings()
     state = _master = Master(settings)
     for remark in settings.remarks:
@@ -76,7 +78,7 @@ def on_starting(server: Any) -> None:
         if removed:
             server.log.info("removed %d shared segments of dead owners", removed)
         if service.item_source is not None:
-            state.refresher = Refresher(service, service.item_source, server.log)
+            state.refresher = Refresher(service, service.item_source)
             state.control_name = state.refresher.control_name
             state.refresher.start([])
         _import_for_workers()
@@ -87,6 +89,14 @@ def on_starting(server: Any) -> None:
         on_exit(server)
         raise SystemExit(EXIT_NOT_STARTED) from error
     _call_on_each_turn(server)
+
+
+def _log_through(gunicorn_log: Any) -> None:
+    """Sends our loggers' lines where gunicorn's error log goes."""
+    logger = logging.getLogger("procserver")
+    logger.handlers = gunicorn_log.error_log.handlers
+    logger.setLevel(gunicorn_log.error_log.level)
+    logger.propagate = False
 
 
 def _import_for_workers() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Sequence
+from typing import Protocol
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -22,7 +24,13 @@ def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), signum)
 
 
-def close_sockets(listeners: list[object]) -> None:
+class Closable(Protocol):
+    """A listening socket."""
+
+    def close(self) -> None: ...
+
+
+def close_sockets(listeners: Sequence[Closable]) -> None:
     """Closes listening sockets that a child inherited and does not serve."""
     for listener in listeners:
-        listener.close()  # type: ignore[attr-defined]
+        listener.close()

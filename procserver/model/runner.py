@@ -189,7 +189,9 @@ class ModelRunner:
 
 def _load(package: ModelPackage, device: torch.device) -> torch.jit.ScriptModule:
     try:
-        module = torch.jit.load(str(package.script), map_location=device)
+        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+            str(package.script), map_location=device
+        )
     except (RuntimeError, ValueError) as error:
         text = str(error)
         operator = re.search(r"Unknown builtin op: (\w+)::", text)
@@ -207,12 +209,13 @@ def _load(package: ModelPackage, device: torch.device) -> torch.jit.ScriptModule
         raise ModelError(
             f"{package.script.name} is not a TorchScript archive: {first}"
         ) from error
-    return module.eval()
+    module.eval()
+    return module
 
 
 def _arguments(module: torch.jit.ScriptModule) -> list[tuple[str, str, bool]]:
     """(name, type, has default) of each argument of ``forward`` but self."""
-    schema = module.forward.schema
+    schema = module.forward.schema  # type: ignore[attr-defined]
     return [
         (argument.name, str(argument.type), argument.has_default_value())
         for argument in schema.arguments[1:]

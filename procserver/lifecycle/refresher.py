@@ -1,0 +1,158 @@
+"""The refresher seen from the master: forked, waited for, restarted.
+
+One child process is the only writer of the item feature cache
+(``procserver.itemcache.refresh`` is what it runs). It reports every build over a
+pipe and takes commands over another; a refresher that dies is started again
+with growing pauses while workers go on reading what is published.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from procserver.config import ServiceConfig, SourceConfig
+from procserver.errors import ProcserverError, SourceError
+from procserver.itemcache.control import ControlSegment
+from procserver.lifecycle.process import Closable, close_sockets, die_with_parent
+from procserver.lifecycle.reports import Message, Reporter, Reports
+
+log = logging.getLogger("procserver.lifecycle")
+
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 30.0
+
+
+class Refresher:
+    """Owns the control segment and the child that writes generations."""
+
+    def __init__(self, service: ServiceConfig, source: SourceConfig) -> None:
+        self._source = source
+        self._control = ControlSegment.create(service.name)
+        self.control_name = self._control.name
+        self._pid = 0
+        self._reports: Reports | None = None
+        self._commands = -1
+        self._pause = FIRST_PAUSE
+        self._start_at = 0.0
+        self.published = False
+
+    def start(self, listeners: Sequence[Closable]) -> None:
+        """Forks the refresher, which closes ``listeners`` on its side."""
+        reports = Reports.open()
+        reader, self._commands = os.pipe2(os.O_CLOEXEC)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                os.close(self._commands)
+                _run_child(
+                    self._source,
+                    self._control,
+                    reports.in_child(),
+                    reader,
+                    parent,
+                    listeners,
+                )
+                status = 0
+            except Exception:
+                log.exception("refresher failed")
+            finally:
+                # Nothing of the master's may run at this process's end.
+                os._exit(status)
+        self._pid = pid
+        os.close(reader)
+        reports.in_master()
+        self._reports = reports
+        log.info("refresher started (pid %d)", pid)
+
+    def wait_for_first_generation(self) -> None:
+        """Blocks until a generation is published.
+
+        :raises SourceError: if the first build fails or the refresher dies
+        """
+        assert self._reports is not None
+        while not self.published:
+            for message in self._reports.wait(60.0):
+                self._note(message)
+                if message["event"] == "failed":
+                    raise SourceError(message["reason"])
+            if self._reports.closed and not self.published:
+                raise SourceError("the refresher died while it built the item cache")
+
+    def supervise(self, listeners: Sequence[Closable]) -> None:
+        """Notes reports; starts the refresher again when its pause is over."""
+        if self._reports is None:
+            return
+        if not self._reports.closed:
+            for message in self._reports.poll():
+                self._note(message)
+            if self._reports.closed:
+                log.warning(
+                    "refresher (pid %d) died; next start in %.0f s; "
+                    "generation stays as it is",
+                    self._pid,
+                    self._pause,
+                )
+                os.close(self._commands)
+                self._start_at = time.monotonic() + self._pause
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        elif time.monotonic() >= self._start_at:
+            self.start(listeners)
+
+    def stop(self) -> None:
+        """Ends the child and removes the service's shared memory."""
+        if self._reports is not None and not self._reports.closed:
+            os.kill(self._pid, signal.SIGKILL)
+            # The pipe's end says that it is gone; gunicorn reaps it, or nobody
+            # needs to.
+            while not self._reports.closed:
+                self._reports.wait(1.0)
+        self._control.unlink()
+
+    def _note(self, message: Message) -> None:
+        if message["event"] == "published":
+            self.published = True
+            self._pause = FIRST_PAUSE
+            log.info(
+                "item cache generation %d: %d items, %.1f MB, built in %.2f s%s",
+                message["generation"],
+                message["rows"],
+                message["bytes"] / 1e6,
+                message["seconds"],
+                "".join(f", {n} {why}" for why, n in message["skipped"].items()),
+            )
+        else:
+            log.error("item cache build failed: %s", message["reason"])
+
+
+def _run_child(
+    source: SourceConfig,
+    control: ControlSegment,
+    reporter: Reporter,
+    commands: int,
+    parent: int,
+    listeners: Sequence[Closable],
+) -> None:
+    die_with_parent(parent)
+    close_sockets(listeners)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        # The master ends its refresher itself, after the workers.
+        signal.signal(signum, signal.SIG_IGN)
+    # NOTE: these import pyarrow, which starts threads: never in the master.
+    from procserver.itemcache.refresh import BuildReport, run
+    from procserver.itemcache.sources import open_source
+
+    def report(outcome: BuildReport | ProcserverError) -> None:
+        if isinstance(outcome, BuildReport):
+            details: dict[str, Any] = vars(outcome)
+            reporter.send("published", **details)
+        else:
+            reporter.send("failed", reason=str(outcome))
+
+    run(lambda: open_source(source), control, report, commands, parent=parent)
