@@ -215,7 +215,7 @@ def service_document() -> dict[str, Any]:
             "fg_threads": 1,
             "remote_type": "parquet",
             "url": "items.parquet",
-            "tables": [{"name": "items", "key": "item_key"}],
+            "tables": [{"key": "item_key"}],
         },
         "storage": [
             {

@@ -24,7 +24,7 @@ def service_document(base: str = "") -> dict[str, Any]:
             "item_empty_score": -1,
             "remote_type": "parquet",
             "url": f"{base}items.parquet",
-            "tables": [{"name": "items", "key": "item_id"}],
+            "tables": [{"key": "item_id"}],
         },
         "storage": [model_storage(f"{base}export")],
     }
