@@ -1,0 +1,1 @@
+"""The embedded default service: a synthetic shop, its features and its model."""
