@@ -871,6 +871,28 @@ cdef int fast_rows(
     return 1
 
 
+cdef inline bint short_varint(
+    uint64_t word, int n, uint64_t *out
+) noexcept nogil:
+    """Decodes a varint of one to eight bytes; False if it is not n bytes long.
+
+    PERF: all bytes at once: check the continuation bits, then close the gaps
+    between the 7-bit groups, pair by pair.
+    """
+    cdef uint64_t last = <uint64_t>0x80 << (8 * n - 8)
+    # Continuation bits: set in all bytes below the last, clear in the last.
+    if (word & (last | (last - 1)) & 0x8080808080808080ULL) != (
+        (last - 1) & 0x8080808080808080ULL
+    ):
+        return False
+    word &= (last - 1) & 0x7F7F7F7F7F7F7F7FULL
+    word = (word & 0x007F007F007F007FULL) | ((word & 0x7F007F007F007F00ULL) >> 1)
+    word = (word & 0x00003FFF00003FFFULL) | ((word & 0x3FFF00003FFF0000ULL) >> 2)
+    word = (word & 0x000000000FFFFFFFULL) | ((word & 0x0FFFFFFF00000000ULL) >> 4)
+    out[0] = word
+    return True
+
+
 cdef int64_t fast_ints(
     const uint8_t *p, const uint8_t *end, int32_t kind, Arena arena, Values *values
 ) except -1 nogil:
@@ -879,7 +901,7 @@ cdef int64_t fast_ints(
     cdef uint8_t tag = <uint8_t>(kind << 3)
     cdef const uint8_t *stop
     cdef uint64_t value
-    cdef int shift
+    cdef Fail fail
     # A row takes four bytes at least.
     cdef char *data = <char *>arena.alloc(((end - p) // 4) * width)
     while p < end:
@@ -889,17 +911,14 @@ cdef int64_t fast_ints(
             return 0
         stop = p + 2 + p[1]
         p += 3
-        value = p[0] & 0x7F
-        shift = 7
-        while p[0] >= 0x80:
-            p += 1
-            if p == stop:
+        if stop - p <= 8 and end - p >= 8:
+            if not short_varint(load64(p), <int>(stop - p), &value):
                 return 0
-            value |= <uint64_t>(p[0] & 0x7F) << shift
-            shift += 7
-        p += 1
-        if p != stop:
-            return 0
+            p = stop
+        else:
+            p = read_varint(p, stop, &value, &fail)
+            if p != stop:
+                return 0
         if kind == INT32:
             (<int32_t *>data)[rows] = <int32_t><uint32_t>value
         else:

@@ -10,6 +10,8 @@ from libc.stdint cimport (
     uint64_t, uintptr_t)
 from libc.string cimport memcpy, memset
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from procserver.errors import BadTensor, PredictFailed, TooLarge, Undecodable
@@ -612,7 +614,7 @@ def encode_response(outputs):
     cdef int64_t total = tensors.measure(outputs)
     cdef uint8_t *p
     cdef uint8_t tag = (
-        2 << 3 | LEN if hasattr(outputs, "keys") else 1 << 3 | LEN)
+        2 << 3 | LEN if isinstance(outputs, Mapping) else 1 << 3 | LEN)
     if total > INT32_MAX:
         raise PredictFailed("the response is over 2 GiB")
     body = PyBytes_FromStringAndSize(NULL, total)
