@@ -73,8 +73,7 @@ cdef int scan_entry(
 ) except -1 nogil:
     """A map entry; several values in it are merged as upb does."""
     cdef const uint8_t *start = p
-    cdef const uint8_t *value = NULL
-    cdef const uint8_t *value_end = NULL
+    cdef const uint8_t *merged
     cdef const uint8_t *stop
     cdef uint8_t *copy
     cdef uint32_t tag
@@ -95,8 +94,6 @@ cdef int scan_entry(
             p = read_span(p, end, &stop, fail)
             if p == NULL or scan_array(p, stop, depth - 1, a, fail):
                 return 1
-            value = p
-            value_end = stop
             total += stop - p
             spans += 1
             p = stop
@@ -110,7 +107,7 @@ cdef int scan_entry(
     if spans == 0:
         return scan_array(start, start, depth - 1, a, fail)
     copy = <uint8_t *>arena.alloc(total)
-    value = copy
+    merged = copy
     p = start
     while p != NULL and p < end:
         p = read_tag(p, end, &tag, fail)
@@ -127,7 +124,7 @@ cdef int scan_entry(
         total -= stop - p
         p = stop
     a.merged = True
-    return scan_array(value, copy, depth - 1, a, fail)
+    return scan_array(merged, copy, depth - 1, a, fail)
 
 
 cdef int walk_request(

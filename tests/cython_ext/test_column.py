@@ -20,6 +20,7 @@ from cython_ext.column import (
     value_kind,
 )
 
+DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 KINDS = [kind for kind in Kind if kind is not Kind.ABSENT]
 SAMPLES = {
     Kind.INT32: [0, -1, 2**31 - 1, -(2**31)],
@@ -131,8 +132,8 @@ def test_empty_and_all_null_columns(kind):
         (pa.array([[(b"k", "v")]], pa.map_(pa.binary(), pa.large_string())),
          Kind.MAP_STRING_STRING, [[("k", "v")]]),
         (pa.array([[None], []]), Kind.LIST_STRING, [[None], []]),
-        (pa.array([["a", "b"], ["a"]], pa.list_(pa.dictionary(pa.int32(), pa.string()))),
-         Kind.LIST_STRING, [["a", "b"], ["a"]]),
+        (pa.array([["a", "b"], ["a"]], pa.list_(DICTIONARY)), Kind.LIST_STRING,
+         [["a", "b"], ["a"]]),
     ],
     ids=lambda v: str(v.type) if isinstance(v, pa.Array) else "",
 )  # fmt: skip

@@ -34,9 +34,18 @@ FLOAT, INT8 = int(Dtype.DT_FLOAT), int(Dtype.DT_INT8)
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (dict(dtype=FLOAT, dims=[2, 3], float_val=[1] * 5), "[2, 3] has 6 elements, but float_val holds 5 values"),
-        (dict(dtype=FLOAT, dims=[2, 2], float_val=[1] * 5), "has 4 elements, but float_val holds 5"),
-        (dict(dtype=FLOAT, float_val=[1, 2]), "[] has 1 elements, but float_val holds 2"),
+        (
+            dict(dtype=FLOAT, dims=[2, 3], float_val=[1] * 5),
+            "[2, 3] has 6 elements, but float_val holds 5 values",
+        ),
+        (
+            dict(dtype=FLOAT, dims=[2, 2], float_val=[1] * 5),
+            "has 4 elements, but float_val holds 5",
+        ),
+        (
+            dict(dtype=FLOAT, float_val=[1, 2]),
+            "[] has 1 elements, but float_val holds 2",
+        ),
         (dict(dtype=FLOAT), "has 1 elements, but float_val holds 0"),
         (dict(dtype=FLOAT, dims=[-1], float_val=[1]), "negative dimension -1"),
         (dict(dtype=FLOAT, dims=[-2, -2], float_val=[1] * 4), "negative dimension -2"),
@@ -44,28 +53,49 @@ FLOAT, INT8 = int(Dtype.DT_FLOAT), int(Dtype.DT_INT8)
         (dict(dtype=FLOAT, dims=[2**62, 4]), "multiply to more than"),
         (dict(dtype=FLOAT, dims=[2**62, 4, 0]), "multiply to more than"),
         (dict(dtype=FLOAT, dims=[2**32, 2**32, 1]), "multiply to more than"),
-        (dict(dtype=FLOAT, dims=[2**40]), "1099511627776 elements, but float_val holds 0"),
+        (
+            dict(dtype=FLOAT, dims=[2**40]),
+            "1099511627776 elements, but float_val holds 0",
+        ),
         (dict(dtype=FLOAT, dims=[1] * 65, float_val=[1]), "more than 64 dimensions"),
-        (dict(dtype=FLOAT, dims=[2], double_val=[1, 2]), "DT_FLOAT is read from float_val, which holds 0 values; double_val holds 2"),
+        (
+            dict(dtype=FLOAT, dims=[2], double_val=[1, 2]),
+            "DT_FLOAT is read from float_val, which holds 0 values; double_val holds 2",
+        ),
         (dict(dtype=FLOAT, dims=[1], float_val=[1], int_val=[1]), "int_val holds 1"),
         (dict(dtype=9, dims=[2], int_val=[1, 2]), "DT_INT64 is read from int64_val"),
         (dict(dtype=3, dims=[1], int64_val=[1]), "DT_INT32 is read from int_val"),
         (dict(dtype=0, dims=[1], float_val=[1]), "DT_INVALID"),
-        (dict(), "DT_INVALID"),
+        ({}, "DT_INVALID"),
         (dict(dtype=7, dims=[1], string_val=[b"x"]), "no DT_STRING inputs"),
         (dict(dtype=20), "no DT_RESOURCE inputs"),
         (dict(dtype=77), "unknown dtype 77"),
         (dict(dtype=-3), "unknown dtype -3"),
-        (dict(dtype=INT8, dims=[2], int_val=[1, 128]), "128 is out of the range of DT_INT8"),
-        (dict(dtype=INT8, dims=[1], int_val=[-129]), "-129 is out of the range of DT_INT8"),
+        (
+            dict(dtype=INT8, dims=[2], int_val=[1, 128]),
+            "128 is out of the range of DT_INT8",
+        ),
+        (
+            dict(dtype=INT8, dims=[1], int_val=[-129]),
+            "-129 is out of the range of DT_INT8",
+        ),
         (dict(dtype=4, dims=[1], int_val=[-1]), "-1 is out of the range of DT_UINT8"),
         (dict(dtype=4, dims=[1], int_val=[256]), "256 is out of the range of DT_UINT8"),
-        (dict(dtype=5, dims=[1], int_val=[40000]), "40000 is out of the range of DT_INT16"),
-        (dict(dtype=17, dims=[1], int_val=[65536]), "65536 is out of the range of DT_UINT16"),
+        (
+            dict(dtype=5, dims=[1], int_val=[40000]),
+            "40000 is out of the range of DT_INT16",
+        ),
+        (
+            dict(dtype=17, dims=[1], int_val=[65536]),
+            "65536 is out of the range of DT_UINT16",
+        ),
         (dict(dtype=10, dims=[1], int_val=[2]), "2 is out of the range of DT_BOOL"),
-        (dict(dtype=8, dims=[2], float_val=[1, 2, 3]), "2 elements, but float_val holds 3 values (pairs of them)"),
+        (
+            dict(dtype=8, dims=[2], float_val=[1, 2, 3]),
+            "2 elements, but float_val holds 3 values (pairs of them)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refused_tensors_are_named_with_both_numbers(fields, said):
     with pytest.raises(BadTensor, match=re.escape(said)) as caught:
         protocol.decode(request(**fields))
@@ -84,8 +114,14 @@ def test_refused_tensors_are_named_with_both_numbers(fields, said):
         (dict(dtype=FLOAT, float_val=[2.5]), np.array(2.5, np.float32)),
         (dict(dtype=FLOAT, dims=[0]), np.zeros(0, np.float32)),
         (dict(dtype=9, dims=[3, 0]), np.zeros((3, 0), np.int64)),
-        (dict(dtype=9, dims=[2], int64_val=[-(2**63), 2**63 - 1]), np.array([-(2**63), 2**63 - 1])),
-        (dict(dtype=INT8, dims=[2], int_val=[-128, 127]), np.array([-128, 127], np.int8)),
+        (
+            dict(dtype=9, dims=[2], int64_val=[-(2**63), 2**63 - 1]),
+            np.array([-(2**63), 2**63 - 1]),
+        ),
+        (
+            dict(dtype=INT8, dims=[2], int_val=[-128, 127]),
+            np.array([-128, 127], np.int8),
+        ),
         (dict(dtype=4, dims=[2], int_val=[0, 255]), np.array([0, 255], np.uint8)),
         (dict(dtype=5, dims=[1, 1], int_val=[-5]), np.array([[-5]], np.int16)),
         (dict(dtype=10, dims=[2], int_val=[1, 0]), np.array([True, False])),
@@ -96,7 +132,7 @@ def test_refused_tensors_are_named_with_both_numbers(fields, said):
         (dict(dtype=8, dims=[1], float_val=[1, 2]), np.array([1 + 2j], np.complex64)),
         (dict(dtype=18, dims=[1], double_val=[1, 2]), np.array([1 + 2j])),
     ],
-)  # fmt: skip
+)
 def test_dtypes_and_their_carriers(fields, expected):
     value = one(**fields)
     assert value.dtype is Dtype(fields["dtype"])

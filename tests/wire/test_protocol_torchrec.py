@@ -235,27 +235,45 @@ AGE = b"\x0a\x03age"
         (b"\x12\x05ab", "request: truncated length-delimited field"),
         (b"\x1a\x05ab", "item_ids: truncated length-delimited field"),
         (length(3, b"ok") + length(3, b"\xff"), "item_ids[1]: string that is not"),
-        (length(2, AGE + length(2, b"\x29abc")), "user_features['age']: truncated double"),
+        (
+            length(2, AGE + length(2, b"\x29abc")),
+            "user_features['age']: truncated double",
+        ),
         (length(2, AGE + length(2, b"\x25a")), "user_features['age']: truncated float"),
-        (length(2, AGE + length(2, b"\x08\x80")), "user_features['age']: truncated int32"),
-        (length(2, AGE + length(2, b"\x10" + b"\xff" * 11)),
-         "user_features['age']: int64 of more than 10 bytes"),
-        (length(2, AGE + length(2, length(3, b"\xc0\x80"))),
-         "user_features['age']: string that is not UTF-8"),
-        (length(2, AGE + length(2, length(24, b"\x0a\x03abc"))),
-         "user_features['age']: packed float values of a broken length"),
-        (length(4, AGE + length(2, length(1, b"") + length(1, b"\x29a"))),
-         "context_features['age'] row 1: truncated double"),
-        (length(6, AGE + length(2, b"\x0a\x09")),
-         "item_features['age']: truncated length-delimited field"),
+        (
+            length(2, AGE + length(2, b"\x08\x80")),
+            "user_features['age']: truncated int32",
+        ),
+        (
+            length(2, AGE + length(2, b"\x10" + b"\xff" * 11)),
+            "user_features['age']: int64 of more than 10 bytes",
+        ),
+        (
+            length(2, AGE + length(2, length(3, b"\xc0\x80"))),
+            "user_features['age']: string that is not UTF-8",
+        ),
+        (
+            length(2, AGE + length(2, length(24, b"\x0a\x03abc"))),
+            "user_features['age']: packed float values of a broken length",
+        ),
+        (
+            length(4, AGE + length(2, length(1, b"") + length(1, b"\x29a"))),
+            "context_features['age'] row 1: truncated double",
+        ),
+        (
+            length(6, AGE + length(2, b"\x0a\x09")),
+            "item_features['age']: truncated length-delimited field",
+        ),
         (length(2, length(1, b"\xff")), "user_features['']: string that is not UTF-8"),
-        (length(7, b"\x0a\x01k" + length(2, b"\xed\xa0\x80")),
-         "meta_data['k']: string that is not UTF-8"),
+        (
+            length(7, b"\x0a\x01k" + length(2, b"\xed\xa0\x80")),
+            "meta_data['k']: string that is not UTF-8",
+        ),
         (b"\x9b\x06" * 101, "request: group nested deeper than 100 levels"),
         (b"\x0c", "request: group that does not end as it began"),
         (b"\x00\x00", "request: no valid field number or wire type"),
     ],
-)  # fmt: skip
+)
 def test_undecodable_bodies_name_the_place(body, said):
     with pytest.raises(Undecodable, match=re.escape(said)):
         torchrec.decode(body)
