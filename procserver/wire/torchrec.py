@@ -44,7 +44,8 @@ def decode(body: bytes | bytearray | memoryview) -> TorchRecRequest:
     What upb's ``ParseFromString`` accepts and refuses is accepted and refused
     here, with the same content: unknown fields are skipped, the last value of
     a field and the last entry of a map key win (a map keeps the place of the
-    first), messages merge, numbers may be packed or not.
+    first), messages merge, numbers may be packed or not; a map entry with an
+    unknown field in it is left out.
 
     Rows of one context or item feature may differ in type: int32 and int64,
     float and double, and integers and floats (if every value stays exact)
