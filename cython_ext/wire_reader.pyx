@@ -8,8 +8,6 @@ cdef enum:
     TAG_BYTES = 5
 
 
-
-
 cdef const uint8_t *fail_at(
     Fail *fail, int fault, const char *what
 ) noexcept nogil:

@@ -1,48 +1,33 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""``PredictRequest`` bytes to arrays, arrays to ``PredictResponse``."""
-
-from cpython.buffer cimport (
-    PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer)
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport (
-    INT32_MAX, INT64_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t,
-    uint64_t, uintptr_t)
-from libc.string cimport memcpy, memset
+"""``PredictRequest`` bytes to arrays."""
 
 import numpy as np
 
-from procserver.errors import BadTensor, PredictFailed, TooLarge, Undecodable
+from cpython.buffer cimport (
+    PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer)
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport (
+    INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t)
+from libc.string cimport memcpy, memset
+
+from procserver.errors import BadTensor, TooLarge, Undecodable
 
 from cython_ext.arena cimport Arena
+from cython_ext.wire_arrays cimport (
+    DOUBLE_VAL, FLOAT_VAL, INT64_VAL, INT_VAL, MAX_DIMS, Array, fill_array,
+    scan_array)
 from cython_ext.wire_reader cimport (
-    BAD_PACKED, FIXED32, FIXED64, LEN, MAX_DEPTH, NO_FAULT, TRUNCATED, VARINT,
-    Fail, count_varints, fail_at, fault_text, read_span, read_tag, read_text,
+    LEN, MAX_DEPTH, VARINT, Fail, fault_text, read_span, read_tag, read_text,
     read_varint, skip_field)
-from cython_ext.wire_writer cimport Tensors
 
 cdef enum:
     MAX_TENSORS = 1 << 14
-    MAX_DIMS = 64            # as numpy
 
 cdef int64_t MAX_ELEMENTS = INT64_MAX >> 4
-
-cdef enum Field:
-    DTYPE = 1
-    SHAPE = 2
-    FLOAT_VAL = 3
-    DOUBLE_VAL = 4
-    INT_VAL = 5
-    STRING_VAL = 6
-    INT64_VAL = 7
 
 cdef tuple FIELD_NAMES = (
     "", "dtype", "array_shape", "float_val", "double_val", "int_val",
     "string_val", "int64_val")
-
-# Wire type of one value that is not packed, by field.
-cdef int32_t[8] WIRE
-WIRE[:] = [-1, -1, -1, FIXED32, FIXED64, VARINT, LEN, VARINT]
 
 cdef tuple DTYPE_NAMES = (
     "DT_INVALID", "DT_FLOAT", "DT_DOUBLE", "DT_INT32", "DT_UINT8", "DT_INT16",
@@ -73,25 +58,6 @@ cdef dict CARRIERS = {
 }
 
 
-ctypedef const uint8_t *address
-
-
-ctypedef struct Array:
-    # One ArrayProto, checked: spans into the body and counts by field.
-    const uint8_t *name      # map key; NULL: positional
-    const uint8_t *name_end
-    bint dropped             # map entry with an unknown field: as upb, left out
-    bint merged              # the span is a copy: see merge_values
-    const uint8_t *start
-    const uint8_t *end
-    int32_t dtype
-    int32_t ndim             # may be over MAX_DIMS: then not all are in dims
-    int64_t[MAX_DIMS] dims
-    int64_t[8] count
-    int64_t[8] runs
-    address[8] first
-
-
 ctypedef struct Request:
     int32_t debug_level
     int64_t tensors
@@ -101,126 +67,13 @@ ctypedef struct Request:
     int64_t broken           # tensor that fail is about; -1: the request itself
 
 
-# ------------------------------------------------------------------ scan
-
-cdef void add_dim(Array *a, int64_t dim) noexcept nogil:
-    if a.ndim < MAX_DIMS:
-        a.dims[a.ndim] = dim
-    if a.ndim <= MAX_DIMS:
-        a.ndim += 1
-
-
-cdef const uint8_t *scan_shape(
-    const uint8_t *p, const uint8_t *end, int depth, Array *a, Fail *fail
-) noexcept nogil:
-    cdef uint32_t tag
-    cdef uint64_t value
-    cdef const uint8_t *stop
-    while p < end:
-        p = read_tag(p, end, &tag, fail)
-        if p == NULL:
-            return NULL
-        if tag == (1 << 3 | VARINT):
-            p = read_varint(p, end, &value, fail)
-            if p != NULL:
-                add_dim(a, <int64_t>value)
-        elif tag == (1 << 3 | LEN):
-            p = read_span(p, end, &stop, fail)
-            while p != NULL and p < stop:
-                p = read_varint(p, stop, &value, fail)
-                if p != NULL:
-                    add_dim(a, <int64_t>value)
-        else:
-            p = skip_field(p, end, tag, depth, fail)
-        if p == NULL:
-            return NULL
-    return p
-
-
-cdef const uint8_t *scan_value(
-    uint32_t tag, const uint8_t *p, const uint8_t *end, Array *a, Fail *fail
-) noexcept nogil:
-    """One value or packed run of a value field, checked and counted."""
-    cdef uint32_t field = tag >> 3
-    cdef const uint8_t *stop
-    cdef uint64_t value
-    cdef int64_t count = 1
-    cdef int64_t width = 4 if field == FLOAT_VAL else 8
-    if (tag & 7) != LEN:
-        a.runs[field] += 1
-        a.count[field] += 1
-        if a.first[field] == NULL:
-            a.first[field] = p
-        if (tag & 7) == VARINT:
-            return read_varint(p, end, &value, fail)
-        if end - p < width:
-            return fail_at(fail, TRUNCATED, b"float" if width == 4 else b"double")
-        return p + width
-    p = read_span(p, end, &stop, fail)
-    if p == NULL:
-        return NULL
-    if field == INT_VAL or field == INT64_VAL:
-        count = count_varints(p, stop, fail)
-        if count < 0:
-            return NULL
-    elif field != STRING_VAL:
-        if (stop - p) % width:
-            return fail_at(
-                fail, BAD_PACKED, b"float" if width == 4 else b"double")
-        count = (stop - p) // width
-    if count == 0:
-        return stop
-    if a.first[field] == NULL:
-        a.first[field] = p
-    a.runs[field] += 1
-    a.count[field] += count
-    return stop
-
-
-cdef int scan_array(
-    const uint8_t *p, const uint8_t *end, int depth, Array *a, Fail *fail
-) noexcept nogil:
-    """Checks an ``ArrayProto`` and notes what is in it; 1 if it is broken."""
-    cdef uint32_t tag, field
-    cdef uint64_t value
-    cdef const uint8_t *stop
-    a.start = p
-    a.end = end
-    a.dtype = a.ndim = 0
-    memset(a.count, 0, sizeof(a.count))
-    memset(a.runs, 0, sizeof(a.runs))
-    memset(<void *>a.first, 0, sizeof(a.first))
-    while p < end:
-        p = read_tag(p, end, &tag, fail)
-        if p == NULL:
-            return 1
-        field = tag >> 3
-        if FLOAT_VAL <= field <= INT64_VAL and (
-            (tag & 7) == LEN or (tag & 7) == <uint32_t>WIRE[field]
-        ):
-            p = scan_value(tag, p, end, a, fail)
-        elif tag == (DTYPE << 3 | VARINT):
-            p = read_varint(p, end, &value, fail)
-            a.dtype = <int32_t><uint32_t>value
-        elif tag == (SHAPE << 3 | LEN):
-            p = read_span(p, end, &stop, fail)
-            if p != NULL:
-                p = scan_shape(p, stop, depth - 1, a, fail)
-        else:
-            p = skip_field(p, end, tag, depth, fail)
-        if p == NULL:
-            return 1
-    return 0
-
-
 cdef int scan_entry(
     const uint8_t *p, const uint8_t *end, int depth, Array *a, Arena arena,
     Fail *fail
 ) except -1 nogil:
     """A map entry; several values in it are merged as upb does."""
     cdef const uint8_t *start = p
-    cdef const uint8_t *value = NULL
-    cdef const uint8_t *value_end = NULL
+    cdef const uint8_t *merged
     cdef const uint8_t *stop
     cdef uint8_t *copy
     cdef uint32_t tag
@@ -241,8 +94,6 @@ cdef int scan_entry(
             p = read_span(p, end, &stop, fail)
             if p == NULL or scan_array(p, stop, depth - 1, a, fail):
                 return 1
-            value = p
-            value_end = stop
             total += stop - p
             spans += 1
             p = stop
@@ -256,7 +107,7 @@ cdef int scan_entry(
     if spans == 0:
         return scan_array(start, start, depth - 1, a, fail)
     copy = <uint8_t *>arena.alloc(total)
-    value = copy
+    merged = copy
     p = start
     while p != NULL and p < end:
         p = read_tag(p, end, &tag, fail)
@@ -273,7 +124,7 @@ cdef int scan_entry(
         total -= stop - p
         p = stop
     a.merged = True
-    return scan_array(value, copy, depth - 1, a, fail)
+    return scan_array(merged, copy, depth - 1, a, fail)
 
 
 cdef int walk_request(
@@ -338,103 +189,6 @@ cdef int walk_request(
     return 0
 
 
-# ---------------------------------------------------------------- arrays
-
-ctypedef fused integer:
-    int8_t
-    int16_t
-    int32_t
-    int64_t
-
-
-cdef const uint8_t *fill_ints(
-    const uint8_t *p, const uint8_t *end, integer **out, int64_t *room,
-    int64_t low, int64_t high, int64_t *wrong
-) noexcept nogil:
-    """Decodes varints until ``end``; NULL with ``wrong`` set if out of range."""
-    cdef uint64_t value
-    cdef int64_t number
-    cdef Fail fail
-    cdef integer *at = out[0]
-    cdef int64_t left = room[0]
-    while p < end and left > 0:
-        p = read_varint(p, end, &value, &fail)
-        if p == NULL:
-            return NULL
-        if integer is int64_t:
-            number = <int64_t>value
-        else:
-            number = <int32_t><uint32_t>value
-        if number < low or number > high:
-            wrong[0] = number
-            return NULL
-        at[0] = <integer>number
-        at += 1
-        left -= 1
-    out[0] = at
-    room[0] = left
-    return end
-
-
-cdef const uint8_t *fill_run(
-    uint32_t field, const uint8_t *p, const uint8_t *end, char **out,
-    int64_t *room, int64_t width, int64_t low, int64_t high, int64_t *wrong
-) noexcept nogil:
-    """Appends one packed run (or one value) to ``out``."""
-    cdef int64_t n
-    if field == FLOAT_VAL or field == DOUBLE_VAL:
-        n = (end - p) // width
-        if n > room[0]:
-            n = room[0]
-        memcpy(out[0], p, n * width)
-        out[0] += n * width
-        room[0] -= n
-        return end
-    if width == 8:
-        return fill_ints(p, end, <int64_t **>out, room, low, high, wrong)
-    if width == 4:
-        return fill_ints(p, end, <int32_t **>out, room, low, high, wrong)
-    if width == 2:
-        return fill_ints(p, end, <int16_t **>out, room, low, high, wrong)
-    return fill_ints(p, end, <int8_t **>out, room, low, high, wrong)
-
-
-cdef int fill_array(
-    const Array *a, uint32_t field, char *out, int64_t room, int64_t width,
-    int64_t low, int64_t high, int64_t *wrong
-) noexcept nogil:
-    """Gathers all values of a checked field; 1 if one is out of range."""
-    cdef const uint8_t *p = a.start
-    cdef const uint8_t *stop
-    cdef const uint8_t *value
-    cdef uint32_t tag
-    cdef Fail fail
-    while p < a.end:
-        p = read_tag(p, a.end, &tag, &fail)
-        if p == NULL:
-            return 1
-        if (tag >> 3) != field or (
-            (tag & 7) != LEN and (tag & 7) != <uint32_t>WIRE[field]
-        ):
-            p = skip_field(p, a.end, tag, MAX_DEPTH, &fail)
-            if p == NULL:
-                return 1
-            continue
-        if (tag & 7) == LEN:
-            value = read_span(p, a.end, &stop, &fail)
-        else:
-            value = p
-            stop = skip_field(p, a.end, tag, MAX_DEPTH, &fail)
-        if value == NULL or stop == NULL:
-            return 1
-        if fill_run(
-            field, value, stop, &out, &room, width, low, high, wrong
-        ) == NULL:
-            return 1
-        p = stop
-    return 0
-
-
 cdef int64_t shape_product(const Array *a, where) except -1:
     cdef int64_t product = 1
     cdef bint empty = False
@@ -484,7 +238,8 @@ cdef int check_fields(const Array *a, int field, where) except -1:
 cdef object build_array(const Array *a, object body, const uint8_t *base, where):
     """The tensor as an array: over the body where aligned, else of its own."""
     cdef int64_t product, count
-    cdef int field, i
+    cdef uint32_t field
+    cdef int i
     cdef int64_t align, low = 0, high = 0, wrong = 0
     cdef Py_buffer buffer
     field, dtype, per_element = carrier_of(a, where)
@@ -601,21 +356,3 @@ cdef tuple _decode(body, const uint8_t *base, int64_t size):
             build_array(&arrays[i], body, base, f"map_inputs[{name!r}]"))
     chosen = [filters[i] for i in range(r.filters)]
     return inputs or None, named or None, chosen, r.debug_level
-
-
-def encode_response(outputs):
-    """Writes a ``PredictResponse``: a mapping by name, a sequence by position.
-
-    :raises PredictFailed: if an output's dtype has no place in the protocol
-    """
-    cdef Tensors tensors = Tensors.__new__(Tensors)
-    cdef int64_t total = tensors.measure(outputs)
-    cdef uint8_t *p
-    cdef uint8_t tag = (
-        2 << 3 | LEN if hasattr(outputs, "keys") else 1 << 3 | LEN)
-    if total > INT32_MAX:
-        raise PredictFailed("the response is over 2 GiB")
-    body = PyBytes_FromStringAndSize(NULL, total)
-    p = tensors.write(<uint8_t *>PyBytes_AS_STRING(body), tag)
-    assert p == <uint8_t *>PyBytes_AS_STRING(body) + total
-    return body

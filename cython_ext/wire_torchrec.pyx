@@ -1,25 +1,23 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""``PBRequest`` bytes straight to columns, outputs straight to ``PBResponse``."""
+"""``PBRequest`` bytes straight to columns."""
 
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer)
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
+from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport (
     INT32_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t)
 from libc.string cimport memcpy, memset
 
-from procserver.errors import BadFeature, PredictFailed, TooLarge, Undecodable
+from procserver.errors import BadFeature, TooLarge, Undecodable
 
 from cython_ext.arena cimport Arena
 from cython_ext.column cimport (
-    SCALAR, STRING, Column, ColumnView, cell_is_null, wrap_column)
+    SCALAR, STRING, Column, ColumnView, wrap_column)
 from cython_ext.wire_feature cimport (
     Problem, alternative_name, build_feature, build_rows)
 from cython_ext.wire_reader cimport (
     LEN, MAX_DEPTH, NO_FAULT, VARINT, Fail, fault_text, is_ascii, read_span,
     read_tag, read_text, read_varint, skip_field, valid_utf8)
-from cython_ext.wire_writer cimport Tensors, field_size, put_bytes, put_head
 
 cdef enum:
     MAX_ENTRIES = 1 << 16    # features and meta data of one request
@@ -350,89 +348,3 @@ cdef tuple _decode(const uint8_t *p, int64_t size):
             if isinstance(column, BadFeature):
                 raise column
     return walk.debug_level, ids, user, context, item, walk.faiss_neigh_num, meta
-
-
-# --------------------------------------------------------------- response
-
-cdef int64_t measure_texts(texts, list out) except -1:
-    """Bytes of a ``map<string, string>``; ``out`` gets its keys and values."""
-    cdef Py_ssize_t key, value
-    cdef int64_t total = 0
-    if not texts:
-        return 0
-    for name, text in texts.items():
-        PyUnicode_AsUTF8AndSize(name, &key)
-        PyUnicode_AsUTF8AndSize(text, &value)
-        total += field_size(field_size(key) + field_size(value))
-        out.append((name, text))
-    return total
-
-
-cdef uint8_t *put_texts(uint8_t *p, uint8_t tag, list texts) except NULL:
-    cdef Py_ssize_t key, value
-    cdef const char *name_data
-    cdef const char *text_data
-    for name, text in texts:
-        name_data = PyUnicode_AsUTF8AndSize(name, &key)
-        text_data = PyUnicode_AsUTF8AndSize(text, &value)
-        p = put_head(p, tag, field_size(key) + field_size(value))
-        p = put_bytes(p, 1 << 3 | LEN, name_data, key)
-        p = put_bytes(p, 2 << 3 | LEN, text_data, value)
-    return p
-
-
-cdef inline int64_t id_length(const ColumnView *ids, int64_t row) noexcept nogil:
-    if cell_is_null(ids, row):
-        return 0
-    return ids.values.offsets[row + 1] - ids.values.offsets[row]
-
-
-cdef int64_t measure_ids(const ColumnView *ids) noexcept nogil:
-    cdef int64_t total = 0, row
-    for row in range(ids.rows):
-        total += field_size(id_length(ids, row))
-    return total
-
-
-cdef uint8_t *put_ids(uint8_t *p, const ColumnView *ids) noexcept nogil:
-    cdef int64_t row
-    cdef const char *data = <const char *>ids.values.data
-    for row in range(ids.rows):
-        p = put_bytes(
-            p, 4 << 3 | LEN, data + ids.values.offsets[row], id_length(ids, row))
-    return p
-
-
-def encode_response(
-    outputs, Column item_ids, generate_features, raw_features, pass_through
-):
-    """Writes a ``PBResponse`` into one bytes object, field by field in order.
-
-    :raises PredictFailed: if an output's dtype has no place in the protocol
-    :raises TypeError: if the ids are not a column of text
-    """
-    cdef Tensors tensors = Tensors.__new__(Tensors)
-    cdef list generated = [], raw = [], passed = []
-    cdef const ColumnView *ids = NULL
-    cdef int64_t total = tensors.measure(outputs)
-    cdef uint8_t *p
-    total += measure_texts(generate_features, generated)
-    total += measure_texts(raw_features, raw)
-    total += measure_texts(pass_through, passed)
-    if item_ids is not None and item_ids.view.rows:
-        ids = &item_ids.view
-        if ids.kind != STRING:
-            raise TypeError(f"item ids are {item_ids.kind.name}, not STRING")
-        total += measure_ids(ids)
-    if total > INT32_MAX:
-        raise PredictFailed("the response is over 2 GiB")
-    body = PyBytes_FromStringAndSize(NULL, total)
-    p = <uint8_t *>PyBytes_AS_STRING(body)
-    p = tensors.write(p, 1 << 3 | LEN)
-    p = put_texts(p, 2 << 3 | LEN, generated)
-    p = put_texts(p, 3 << 3 | LEN, raw)
-    if ids != NULL:
-        p = put_ids(p, ids)
-    p = put_texts(p, 5 << 3 | LEN, passed)
-    assert p == <uint8_t *>PyBytes_AS_STRING(body) + total
-    return body

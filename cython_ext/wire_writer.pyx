@@ -13,6 +13,8 @@ from libc.stdint cimport (
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from procserver.errors import PredictFailed
@@ -165,7 +167,7 @@ cdef int _measure(array, where, Tensor *t) except -1:
         t.dtype = measure_values(t) if plain else 0
         if t.dtype == 0:
             raise PredictFailed(
-                f"output {where} has dtype {dtype}, which the protocol lacks")
+                f"output {where!r} has dtype {dtype}, which the protocol lacks")
     if t.format == b"f" and t.buffer.itemsize == 8:
         t.dtype = 8
     elif t.format == b"d" and t.buffer.itemsize == 16:
@@ -178,7 +180,7 @@ cdef int _measure(array, where, Tensor *t) except -1:
     if t.payload:
         t.size += field_size(t.payload)
     if t.size > INT32_MAX:
-        raise PredictFailed(f"output {where} is over 2 GiB")
+        raise PredictFailed(f"output {where!r} is over 2 GiB")
     return 0
 
 
@@ -200,7 +202,7 @@ cdef class Tensors:
         """Bytes that ``write`` will write for a mapping or a sequence."""
         cdef Tensor *t
         cdef int64_t total = 0, n = len(outputs), i = 0
-        cdef bint named = hasattr(outputs, "keys")
+        cdef bint named = isinstance(outputs, (dict, Mapping))
         self._names = list(outputs) if named else None
         self._tensors = <Tensor *>calloc(n + 1, sizeof(Tensor))
         if self._tensors == NULL:
@@ -211,7 +213,7 @@ cdef class Tensors:
             if named:
                 name = self._names[i]
                 t.name = PyUnicode_AsUTF8AndSize(name, &t.name_size)
-                _measure(outputs[name], repr(name), t)
+                _measure(outputs[name], name, t)
                 t.entry = field_size(t.name_size) + field_size(t.size)
                 total += field_size(t.entry)
             else:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from cython_ext.wire_torch import decode_request, encode_response
+from cython_ext.wire_response import encode_torch
+from cython_ext.wire_torch import decode_request
 from procserver.wire.dtypes import ArrayDataType
 
 
@@ -45,16 +46,16 @@ def decode(body: bytes | bytearray | memoryview) -> TorchRequest:
         message names ``inputs[2]`` or ``map_inputs['x.values']``
     :raises TooLarge: beyond 2 GiB or 16,384 tensors
     """
-    inputs, map_inputs, output_filter, debug_level = decode_request(body)
-    return TorchRequest(
-        inputs and [ArrayValue(ArrayDataType(d), v) for d, v in inputs],
-        map_inputs
-        and {
-            name: ArrayValue(ArrayDataType(d), v) for name, (d, v) in map_inputs.items()
-        },
-        output_filter,
-        debug_level,
-    )
+    inputs, named, output_filter, debug_level = decode_request(body)
+    values = [_value(*tensor) for tensor in inputs] if inputs else None
+    map_inputs = None
+    if named:
+        map_inputs = {name: _value(*tensor) for name, tensor in named.items()}
+    return TorchRequest(values, map_inputs, output_filter, debug_level)
+
+
+def _value(dtype: int, values: np.ndarray[Any, Any]) -> ArrayValue:
+    return ArrayValue(ArrayDataType(dtype), values)
 
 
 def encode(
@@ -68,4 +69,4 @@ def encode(
 
     :raises PredictFailed: if an output's dtype has no place in the protocol
     """
-    return encode_response(outputs)
+    return encode_torch(outputs)

@@ -6,11 +6,13 @@ classes in ``procserver.wire.pb`` describe the same messages for logs and tests.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cython_ext.column import Column
-from cython_ext.wire_torchrec import decode_request, encode_response
+from cython_ext.wire_response import encode_torchrec
+from cython_ext.wire_torchrec import decode_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ def decode(body: bytes | bytearray | memoryview) -> TorchRecRequest:
     What upb's ``ParseFromString`` accepts and refuses is accepted and refused
     here, with the same content: unknown fields are skipped, the last value of
     a field and the last entry of a map key win (a map keeps the place of the
-    first), messages merge, numbers may be packed or not.
+    first), messages merge, numbers may be packed or not; a map entry with an
+    unknown field in it is left out.
 
     Rows of one context or item feature may differ in type: int32 and int64,
     float and double, and integers and floats (if every value stays exact)
@@ -61,7 +64,7 @@ def decode(body: bytes | bytearray | memoryview) -> TorchRecRequest:
 
 
 def encode(
-    outputs: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray[Any, Any]],
     item_ids: Column | None,
     *,
     generate_features: Mapping[str, str] | None = None,
@@ -74,6 +77,6 @@ def encode(
     :param item_ids: a column of text; None: no ids
     :raises PredictFailed: if an output's dtype has no place in the protocol
     """
-    return encode_response(
+    return encode_torchrec(
         outputs, item_ids, generate_features, raw_features, pass_through
     )

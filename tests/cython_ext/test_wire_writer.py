@@ -67,7 +67,9 @@ def test_named(seed):
 def test_many_outputs():
     arrays = [np.full(3, i, np.float32) for i in range(1000)]
     message = PredictResponse.FromString(protocol.encode(arrays))
-    assert [list(t.float_val) for t in message.outputs] == [[i] * 3 for i in range(1000)]
+    assert [list(t.float_val) for t in message.outputs] == [
+        [i] * 3 for i in range(1000)
+    ]
 
 
 def test_buffers_are_let_go():

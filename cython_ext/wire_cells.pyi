@@ -1,0 +1,1 @@
+# Cimported only: first pass over PBFeature messages.

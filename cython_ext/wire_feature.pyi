@@ -1,0 +1,1 @@
+# Cimported only: columns from PBFeature messages.

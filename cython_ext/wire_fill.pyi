@@ -1,0 +1,1 @@
+# Cimported only: second pass over PBFeature messages.

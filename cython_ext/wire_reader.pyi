@@ -1,0 +1,1 @@
+# Cimported only: protobuf primitives.

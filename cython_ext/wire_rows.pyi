@@ -1,0 +1,1 @@
+# Cimported only: plain columns from PBFeature messages.

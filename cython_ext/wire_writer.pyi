@@ -1,0 +1,1 @@
+# Cimported only: ArrayProto messages written.
