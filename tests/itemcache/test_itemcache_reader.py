@@ -1,6 +1,8 @@
 """Readers: lookup, gather, re-mapping, threads, foreign generations."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +34,15 @@ def publish(control: ControlSegment, value: int, rows: int = 4) -> int:
             )
         )
         return build.publish()
+
+
+def test_reading_needs_no_arrow() -> None:
+    # What the master and the workers import must not bring pyarrow's threads.
+    script = (
+        "import sys, procserver.itemcache.reader, procserver.itemcache.control;"
+        "sys.exit('pyarrow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_lookup_and_gather(control: ControlSegment) -> None:
