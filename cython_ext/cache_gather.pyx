@@ -5,7 +5,15 @@ The inverse of ``cache_pack``. Every length found in a record is checked against
 the cell, and the cell against the segment, before anything is read through it.
 """
 
-from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport (
+    INT32_MAX,
+    int32_t,
+    int64_t,
+    uint8_t,
+    uint32_t,
+    uint64_t,
+    uintptr_t,
+)
 from libc.string cimport memcpy, memset
 
 from cython_ext.arena cimport Arena
@@ -80,6 +88,8 @@ cdef void _put_run(Sink *sink, const Run *run) noexcept nogil:
     cdef int64_t i
     cdef int64_t at = sink.count
     cdef int64_t width = scalar_width(sink.scalar)
+    if run.count == 0:
+        return
     if run.lengths != NULL:
         for i in range(run.count):
             sink.offsets[at + i + 1] = (
@@ -235,9 +245,13 @@ cdef class _Gather:
 
     cdef void prefetch_heaps(self) noexcept nogil:
         cdef int64_t i
-        cdef const char *base = self.records.mapping.base
+        cdef uint64_t heap
+        cdef uint64_t base = <uint64_t><uintptr_t>self.records.mapping.base
         for i in range(self.rows):
-            prefetch(base + (<const uint64_t *>(self.heads[i] + RECORD_HEAP))[0])
+            # An integer sum: the offset is not checked yet, and a prefetch may go
+            # anywhere while a pointer may not.
+            heap = (<const uint64_t *>(self.heads[i] + RECORD_HEAP))[0]
+            prefetch(<const void *><uintptr_t>(base + heap))
 
     cdef int finish_column(self, const Field *field, ColumnView *out) except -1 nogil:
         if field.kind == 0:
