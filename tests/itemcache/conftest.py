@@ -13,7 +13,7 @@ from procserver.itemcache.control import ControlSegment
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
     yield
-    assert [name for name in os.listdir("/dev/shm") if f".{SERVICE}" in name] == []
+    assert [name for name in os.listdir("/dev/shm") if f".{SERVICE}-" in name] == []
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from procserver.itemcache.writer import column_kind
 
 DEFAULT_KEY = "item_id"
 # PERF: rows per batch and batches read ahead bound the memory of a build.
-BATCH_ROWS = 32768
-READ_AHEAD = 4
+BATCH_ROWS = 16384
+READ_AHEAD = 1
 
 
 @dataclass(frozen=True)
