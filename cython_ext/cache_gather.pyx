@@ -5,10 +5,19 @@ The inverse of ``cache_pack``. Every length found in a record is checked against
 the cell, and the cell against the segment, before anything is read through it.
 """
 
-from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport (
+    INT32_MAX,
+    int32_t,
+    int64_t,
+    uint8_t,
+    uint32_t,
+    uint64_t,
+    uintptr_t,
+)
 from libc.string cimport memcpy, memset
 
 from cython_ext.arena cimport Arena
+from cython_ext.cache_cells cimport Run, read_head, read_run, u32_at
 from cython_ext.cache_records cimport (
     RECORD_HEAP,
     Field,
@@ -30,13 +39,12 @@ from cython_ext.column cimport (
 from cython_ext.intrinsics cimport prefetch
 
 
-ctypedef struct Run:
-    # A run of elements inside a cell, every length checked.
-    int64_t count
-    const uint8_t *valid     # NULL: none is null
-    const char *lengths      # texts only: count u32
-    const char *data
-    int64_t size             # bytes at data
+cdef enum:
+    # PERF: records looked at together; they and the cells written from them stay
+    # in the first-level cache while one column after the other is copied.
+    STRIPE = 64
+    # Bytes of a record that are fetched ahead.
+    PREFETCHED = 256
 
 
 ctypedef struct Sink:
@@ -48,58 +56,6 @@ ctypedef struct Sink:
     char *data
     int32_t *offsets
     uint8_t *valid
-
-
-cdef inline uint32_t _u32(const char *p) noexcept nogil:
-    cdef uint32_t value
-    memcpy(&value, p, 4)
-    return value
-
-
-cdef const char *_read_head(
-    const char *p, const char *end, int64_t *count, const uint8_t **valid
-) noexcept nogil:
-    """Returns what follows count and bitmap; NULL: they do not fit."""
-    cdef uint32_t head
-    cdef int64_t size
-    if end - p < 4:
-        return NULL
-    head = _u32(p)
-    p += 4
-    count[0] = head >> 1
-    valid[0] = NULL
-    if head & 1:
-        size = (count[0] + 7) // 8
-        if end - p < size:
-            return NULL
-        valid[0] = <const uint8_t *>p
-        p += size
-    return p
-
-
-cdef const char *_read_run(
-    const char *p, const char *end, int32_t scalar, Run *run
-) noexcept nogil:
-    """Returns what follows the run; NULL: it does not fit."""
-    cdef int64_t i
-    p = _read_head(p, end, &run.count, &run.valid)
-    if p == NULL:
-        return NULL
-    run.lengths = NULL
-    if scalar == STRING:
-        if run.count > (end - p) // 4:
-            return NULL
-        run.lengths = p
-        p += 4 * run.count
-        run.size = 0
-        for i in range(run.count):
-            run.size += _u32(run.lengths + 4 * i)
-    else:
-        run.size = run.count * scalar_width(scalar)
-    if run.size > end - p:
-        return NULL
-    run.data = p
-    return p + run.size
 
 
 cdef void _count_run(Sink *sink, const Run *run) noexcept nogil:
@@ -132,10 +88,12 @@ cdef void _put_run(Sink *sink, const Run *run) noexcept nogil:
     cdef int64_t i
     cdef int64_t at = sink.count
     cdef int64_t width = scalar_width(sink.scalar)
+    if run.count == 0:
+        return
     if run.lengths != NULL:
         for i in range(run.count):
             sink.offsets[at + i + 1] = (
-                sink.offsets[at + i] + <int32_t>_u32(run.lengths + 4 * i))
+                sink.offsets[at + i] + <int32_t>u32_at(run.lengths + 4 * i))
         memcpy(sink.data + sink.offsets[at], run.data, run.size)
     else:
         memcpy(sink.data + at * width, run.data, run.size)
@@ -167,6 +125,22 @@ cdef int _damaged() except -1 nogil:
         raise ValueError("a record of the item cache is damaged")
 
 
+cdef void _copy_wide(
+    const char **heads, int64_t start, int64_t stop, int64_t slot, uint64_t *out
+) noexcept nogil:
+    cdef int64_t i
+    for i in range(start, stop):
+        out[i] = (<const uint64_t *>(heads[i] + slot))[0]
+
+
+cdef void _copy_narrow(
+    const char **heads, int64_t start, int64_t stop, int64_t slot, uint32_t *out
+) noexcept nogil:
+    cdef int64_t i
+    for i in range(start, stop):
+        out[i] = (<const uint32_t *>(heads[i] + slot))[0]
+
+
 cdef class _Gather:
     """One call: the records of the rows asked for, and where cells go."""
 
@@ -175,56 +149,117 @@ cdef class _Gather:
     cdef int64_t rows
     cdef const char **heads
     cdef uint8_t *nulls      # bits of all records, or-ed
+    cdef int64_t count
+    cdef const Field **fields
+    cdef ColumnView *views
 
-    cdef int find(self, const int64_t[::1] rows) except -1:
-        """Looks up and prefetches the records.
-
-        :raises IndexError: for a row that is neither -1 nor in range
-        """
-        cdef int64_t i, row, byte
-        cdef int64_t bits = self.records.layout.bits
-        cdef int64_t size = self.records.layout.stride - bits
+    cdef int open(
+        self, Records records, const int64_t[::1] rows, list columns
+    ) except -1:
+        """Checks what is asked for and finds the records, not reading them yet."""
+        cdef int64_t i, row
+        self.records = records
         self.rows = rows.shape[0]
+        self.count = len(columns)
         self.arena = Arena()
         self.heads = <const char **>self.arena.alloc(self.rows * sizeof(void *))
+        self.fields = <const Field **>self.arena.alloc(self.count * sizeof(void *))
+        self.views = <ColumnView *>self.arena.alloc(self.count * sizeof(ColumnView))
         for i in range(self.rows):
             row = rows[i]
-            if row < -1 or row >= self.records.rows:
-                raise IndexError(f"row {row} of {self.records.rows}")
-            if row < 0:
-                self.heads[i] = self.records.missing
-                continue
-            self.heads[i] = record_at(self.records, row)
-            for byte in range(0, min(self.records.layout.stride, 256), 64):
-                prefetch(self.heads[i] + byte)
-        # PERF: most columns have no null among the rows of a request; one pass
-        # over the bits tells which, instead of one pass for each column.
-        self.nulls = <uint8_t *>self.arena.alloc(size)
-        memset(self.nulls, 0, size)
-        for i in range(self.rows):
-            for byte in range(size):
-                self.nulls[byte] |= (<const uint8_t *>self.heads[i])[bits + byte]
+            if row < -1 or row >= records.rows:
+                raise IndexError(f"row {row} of {records.rows}")
+            self.heads[i] = records.missing if row < 0 else record_at(records, row)
+        for i in range(self.count):
+            row = columns[i]
+            if row < 0 or row >= records.layout.count:
+                raise IndexError(f"column {row} of {records.layout.count}")
+            self.fields[i] = &records.layout.fields[row]
         return 0
 
-    cdef void prefetch_heaps(self) noexcept nogil:
+    cdef int run(self) except -1 nogil:
+        """Fills the views: fixed-width cells of all columns, then the others."""
         cdef int64_t i
-        cdef const char *base = self.records.mapping.base
-        for i in range(self.rows):
-            prefetch(base + (<const uint64_t *>(self.heads[i] + RECORD_HEAP))[0])
+        cdef bint heaps = False
+        for i in range(self.count):
+            self.start_column(self.fields[i], &self.views[i])
+            heaps |= self.fields[i].width == 0 and self.fields[i].kind != 0
+        self.copy_fixed()
+        if heaps:
+            self.prefetch_heaps()
+        for i in range(self.count):
+            self.finish_column(self.fields[i], &self.views[i])
+        return 0
 
-    cdef int column(self, const Field *field, ColumnView *out) except -1 nogil:
+    cdef int start_column(self, const Field *field, ColumnView *out) except -1 nogil:
         memset(out, 0, sizeof(ColumnView))
         out.rows = self.rows
         out.kind = field.kind
+        out.shape = field.shape
+        if field.width:
+            out.values.scalar = field.scalar
+            out.values.length = self.rows
+            out.values.data = self.arena.alloc(self.rows * field.width)
+        return 0
+
+    cdef int copy_fixed(self) except -1 nogil:
+        """One stripe of records after the other, so that each is fetched once.
+
+        Ors the bits of all records on the way: most columns have no null among the
+        rows of a request and need no bitmap then.
+        """
+        cdef int64_t bits = self.records.layout.bits
+        cdef int64_t size = self.records.layout.stride - bits
+        cdef uint8_t *nulls = <uint8_t *>self.arena.alloc(size)
+        cdef int64_t start = 0
+        cdef int64_t i, byte, stop
+        memset(nulls, 0, size)
+        self.nulls = nulls
+        self.prefetch_records(0)
+        while start < self.rows:
+            self.prefetch_records(start + STRIPE)
+            stop = min(start + STRIPE, self.rows)
+            for i in range(start, stop):
+                for byte in range(size):
+                    nulls[byte] |= (<const uint8_t *>self.heads[i])[bits + byte]
+            for i in range(self.count):
+                if self.fields[i].width == 8:
+                    _copy_wide(
+                        self.heads, start, stop, self.fields[i].slot,
+                        <uint64_t *>self.views[i].values.data)
+                elif self.fields[i].width == 4:
+                    _copy_narrow(
+                        self.heads, start, stop, self.fields[i].slot,
+                        <uint32_t *>self.views[i].values.data)
+            start = stop
+        return 0
+
+    cdef void prefetch_records(self, int64_t start) noexcept nogil:
+        cdef int64_t size = min(self.records.layout.stride, <int64_t>PREFETCHED)
+        cdef int64_t i, byte
+        for i in range(start, min(start + STRIPE, self.rows)):
+            byte = 0
+            while byte < size:
+                prefetch(self.heads[i] + byte)
+                byte += 64
+
+    cdef void prefetch_heaps(self) noexcept nogil:
+        cdef int64_t i
+        cdef uint64_t heap
+        cdef uint64_t base = <uint64_t><uintptr_t>self.records.mapping.base
+        for i in range(self.rows):
+            # An integer sum: the offset is not checked yet, and a prefetch may go
+            # anywhere while a pointer may not.
+            heap = (<const uint64_t *>(self.heads[i] + RECORD_HEAP))[0]
+            prefetch(<const void *><uintptr_t>(base + heap))
+
+    cdef int finish_column(self, const Field *field, ColumnView *out) except -1 nogil:
         if field.kind == 0:
             return 0
-        out.shape = field.shape
         out.valid = self.validity(field.bit)
-        if field.width == 8:
-            self.wide(field, out)
-        elif field.width == 4:
-            self.narrow(field, out)
-        elif field.shape == SCALAR:
+        if field.width:
+            return 0
+        if field.shape == SCALAR:
             self.texts(field, out)
         elif field.shape == LISTS:
             self.nested(field, out)
@@ -246,28 +281,6 @@ cdef class _Gather:
             if not (<const uint8_t *>self.heads[i])[byte] & mask:
                 bits[i >> 3] |= <uint8_t>(1 << (i & 7))
         return bits
-
-    cdef int wide(self, const Field *field, ColumnView *out) except -1 nogil:
-        cdef uint64_t *cells = <uint64_t *>self.arena.alloc(self.rows * 8)
-        cdef int64_t slot = field.slot
-        cdef int64_t i
-        for i in range(self.rows):
-            cells[i] = (<const uint64_t *>(self.heads[i] + slot))[0]
-        out.values.scalar = field.scalar
-        out.values.length = self.rows
-        out.values.data = cells
-        return 0
-
-    cdef int narrow(self, const Field *field, ColumnView *out) except -1 nogil:
-        cdef uint32_t *cells = <uint32_t *>self.arena.alloc(self.rows * 4)
-        cdef int64_t slot = field.slot
-        cdef int64_t i
-        for i in range(self.rows):
-            cells[i] = (<const uint32_t *>(self.heads[i] + slot))[0]
-        out.values.scalar = field.scalar
-        out.values.length = self.rows
-        out.values.data = cells
-        return 0
 
     cdef const char *cell(
         self, const Field *field, int64_t i, const char **end
@@ -314,10 +327,10 @@ cdef class _Gather:
         if p == end:
             return 0
         if field.shape == MAP:
-            p = _read_run(p, end, field.key, keys)
+            p = read_run(p, end, field.key, keys)
             if p == NULL:
                 _damaged()
-        p = _read_run(p, end, field.scalar, values)
+        p = read_run(p, end, field.scalar, values)
         if p != end or (field.shape == MAP and keys.count != values.count):
             _damaged()
         return 0
@@ -365,13 +378,13 @@ cdef class _Gather:
         memset(values, 0, sizeof(Run))
         if p == end:
             return 0
-        p = _read_head(p, end, &inner.count, &inner.valid)
+        p = read_head(p, end, &inner.count, &inner.valid)
         if p == NULL or inner.count > (end - p) // 4:
             _damaged()
         inner.lengths = p
         for k in range(inner.count):
-            total += _u32(p + 4 * k)
-        p = _read_run(p + 4 * inner.count, end, field.scalar, values)
+            total += u32_at(p + 4 * k)
+        p = read_run(p + 4 * inner.count, end, field.scalar, values)
         if p != end or total != values.count:
             _damaged()
         return 0
@@ -408,7 +421,7 @@ cdef class _Gather:
             self.lists_cell(field, i, &inner, &value)
             for k in range(inner.count):
                 bounds[count + k + 1] = (
-                    bounds[count + k] + <int32_t>_u32(inner.lengths + 4 * k))
+                    bounds[count + k] + <int32_t>u32_at(inner.lengths + 4 * k))
             if inner.valid != NULL:
                 _clear_bits(valid, count, inner.valid, inner.count)
             _put_run(&values, &value)
@@ -434,21 +447,8 @@ def gather(
     :raises OverflowError: if one column would pass 2 GiB
     """
     cdef _Gather call = _Gather.__new__(_Gather)
-    cdef ColumnView view
-    cdef int64_t number
-    cdef const Field *field
-    cdef bint fetched = False
-    call.records = records
-    call.find(rows)
-    gathered = []
-    for number in columns:
-        if number < 0 or number >= records.layout.count:
-            raise IndexError(f"column {number} of {records.layout.count}")
-        field = &records.layout.fields[number]
-        with nogil:
-            if field.width == 0 and field.kind != 0 and not fetched:
-                fetched = True
-                call.prefetch_heaps()
-            call.column(field, &view)
-        gathered.append(wrap_column(&view, call.arena))
-    return gathered
+    cdef int64_t i
+    call.open(records, rows, list(columns))
+    with nogil:
+        call.run()
+    return [wrap_column(&call.views[i], call.arena) for i in range(call.count)]

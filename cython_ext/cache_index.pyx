@@ -14,7 +14,7 @@ comes from the upper bits of the hash (multiply and shift), so capacity need not
 be a power of two; collisions go to the next slot.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp
 
 import numpy as np
@@ -142,6 +142,10 @@ cdef class ItemIndex:
                 if present[i]:
                     hashes[i] = _hash(&items[i])
                     prefetch(&self.slots[mul_high(hashes[i], self.capacity)])
+            if ids.view.kind == STRING:
+                for i in range(count):
+                    if present[i] and items[i].text != NULL:
+                        self._fetch_text(hashes[i])
             for i in range(count):
                 out[start + i] = -1
                 if present[i]:
@@ -169,6 +173,13 @@ cdef class ItemIndex:
                 at = 0
             slot = &self.slots[at]
         return slot if slot.row == 0 else &NO_SLOT
+
+    cdef inline void _fetch_text(self, uint64_t hash_) noexcept nogil:
+        """Asks for the text behind the home slot, where most ids are."""
+        cdef const Slot *slot = &self.slots[mul_high(hash_, self.capacity)]
+        if slot.tag == _tag(hash_, True):
+            prefetch(<const void *>(
+                <uintptr_t>self.records.mapping.base + (slot.key >> 16)))
 
     cdef inline bint _equal(self, const Slot *slot, const ItemId *item) noexcept nogil:
         cdef uint64_t start

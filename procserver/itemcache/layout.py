@@ -102,7 +102,7 @@ BLOCK_SHIFT = 14
 # 24 bytes per item; id texts come on top.
 LOAD_NUMERATOR, LOAD_DENOMINATOR = 2, 3
 
-KINDS = {int(kind): kind for kind in (Kind.ABSENT, *Kind)}
+KINDS = {int(kind): kind for kind in Kind}
 
 
 def aligned(offset: int) -> int:

@@ -21,6 +21,8 @@ from procserver.itemcache.control import ControlSegment
 # A name that is gone was replaced between the load of its number and the open;
 # each further try needs another publication in that instant.
 TRIES = 32
+# Seconds until a generation that could not be attached is tried again.
+RETRY = 1.0
 
 
 class Generation:
@@ -121,6 +123,9 @@ class Generation:
 class CacheReader:
     """Follows one item table of a control segment.
 
+    ``error`` tells why the published generation could not be attached while an
+    older one is served in its place; None is the rule.
+
     :raises SourceError: if there is no such control segment
     """
 
@@ -129,25 +134,39 @@ class CacheReader:
         self._table = table
         self._lock = threading.Lock()
         self._generation: Generation | None = None
+        self._retry_at = 0.0
+        self.error: SourceError | None = None
 
     def current(self) -> Generation:
         """The generation that the writer published last; call once per request.
 
-        One atomic load unless it has changed. Numbers never go back.
+        One atomic load unless it has changed. Numbers never go back. A generation
+        that cannot be attached (see ``error``) leaves the one before in service and
+        is tried again after a second.
 
-        :raises SourceError: if none has been published, or it cannot be attached
+        :raises SourceError: if none has been published, or the first one cannot be
+            attached
         """
         generation = self._generation
         number, _ = self._control.state(self._table)
         if generation is not None and generation.number == number:
             return generation
+        if generation is not None and time.monotonic() < self._retry_at:
+            return generation
         with self._lock:
-            return self._attach()
+            try:
+                self._generation = self._attach(self._generation)
+                self.error = None
+            except SourceError as error:
+                if self._generation is None:
+                    raise
+                self.error = error
+                self._retry_at = time.monotonic() + RETRY
+            return self._generation
 
-    def _attach(self) -> Generation:
+    def _attach(self, known: Generation | None) -> Generation:
         for attempt in range(TRIES):
             number, _ = self._control.state(self._table)
-            known = self._generation
             # NOTE: state 0 after a generation means that the owner is at its end;
             # what is mapped serves the requests that are still under way.
             if known is not None and number in (0, known.number):
@@ -164,6 +183,5 @@ class CacheReader:
                 generation.number != number
             ):
                 raise SourceError(f"generation {number} belongs to another service")
-            self._generation = generation
             return generation
         raise SourceError(f"generation {number} of the item cache is gone")

@@ -8,7 +8,7 @@ import pyarrow.dataset as ds
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
-from conftest import SourceFor, TableFor
+from item_sources import SourceFor, TableFor
 
 from cython_ext.column import Kind
 from procserver.errors import SourceError

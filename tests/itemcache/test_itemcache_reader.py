@@ -1,7 +1,10 @@
 """Readers: lookup, gather, re-mapping, threads, foreign generations."""
 
 import os
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +34,15 @@ def publish(control: ControlSegment, value: int, rows: int = 4) -> int:
             )
         )
         return build.publish()
+
+
+def test_reading_needs_no_arrow() -> None:
+    # What the master and the workers import must not bring pyarrow's threads.
+    script = (
+        "import sys, procserver.itemcache.reader, procserver.itemcache.control;"
+        "sys.exit('pyarrow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
 def test_lookup_and_gather(control: ControlSegment) -> None:
@@ -124,6 +136,27 @@ def test_a_name_that_stays_gone_is_an_error(control: ControlSegment) -> None:
     segment.unlink(control.generation_name(1))
     with pytest.raises(SourceError, match=r"generation 1 .* is gone"):
         CacheReader(control.name).current()
+
+
+def test_a_damaged_successor_leaves_the_old_one_in_service(
+    control: ControlSegment, shm: Path
+) -> None:
+    publish(control, 1)
+    reader = CacheReader(control.name)
+    first = reader.current()
+    publish(control, 2)
+    path = shm / control.generation_name(2)[1:]
+    good = path.read_bytes()
+    path.write_bytes(good[:-16])
+    assert reader.current() is first
+    assert "generation 2 has" in str(reader.error)
+    path.write_bytes(good)
+    assert reader.current() is first
+    deadline = time.monotonic() + 5
+    while reader.current() is first and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert reader.current().number == 2
+    assert reader.error is None
 
 
 def test_foreign_and_shrunk_generations_are_refused(

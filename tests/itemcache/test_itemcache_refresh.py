@@ -12,7 +12,7 @@ from queue import Queue
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SourceFor
+from item_sources import SourceFor
 
 from cython_ext.column import Kind
 from procserver.errors import SourceError
@@ -154,7 +154,7 @@ from procserver.itemcache import refresh
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.sources import open_source
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from conftest import SourceFor
+from item_sources import SourceFor
 control = ControlSegment.create(sys.argv[1])
 read, write = os.pipe()
 parent = os.getpid()

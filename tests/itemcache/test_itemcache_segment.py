@@ -7,7 +7,7 @@ from pathlib import Path
 
 import posix_ipc
 import pytest
-from conftest import SERVICE
+from item_sources import SERVICE
 
 from procserver.errors import SourceError
 from procserver.itemcache import segment

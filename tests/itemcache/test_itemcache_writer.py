@@ -1,5 +1,9 @@
 """Building generations: blocks, bad rows, failures, names that are taken."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -204,6 +208,60 @@ def test_full_memory_is_an_error_with_figures(
         build.append(batch(id=range(rows), v=range(rows)))
     assert names_of(control) == ["1", "control"]
     assert CacheReader(control.name).current().get("a") == {"v": 1}
+
+
+SMALL = """
+import os
+import pyarrow as pa
+from cython_ext.column import Kind
+from procserver.errors import SourceError
+from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.reader import CacheReader
+from procserver.itemcache.writer import GenerationWriter
+
+control = ControlSegment.create("small")
+with GenerationWriter(control, "id", {"v": Kind.INT64}) as build:
+    build.append(pa.RecordBatch.from_pydict({"id": [1], "v": [1]}))
+    build.publish()
+try:
+    with GenerationWriter(control, "id", {"v": Kind.INT64}) as build:
+        for start in range(0, 1_000_000, 20_000):
+            ids = range(start, start + 20_000)
+            build.append(pa.RecordBatch.from_pydict({"id": ids, "v": ids}))
+except SourceError as error:
+    print(error)
+print(CacheReader(control.name).current().get(1), sorted(os.listdir("/dev/shm")))
+control.unlink()
+print(os.listdir("/dev/shm"))
+"""
+
+
+def test_a_small_tmpfs_gives_an_error_and_no_sigbus() -> None:
+    mount = "mount -t tmpfs -o size=4m tmpfs /dev/shm && exec "
+    private = [
+        "unshare",
+        "--mount",
+        *([] if os.geteuid() == 0 else ["-Ur"]),
+        "sh",
+        "-c",
+    ]
+    try:
+        probe = subprocess.run([*private, mount + "true"], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if probe.returncode:
+        pytest.skip("no private mounts here")
+    done = subprocess.run(
+        [*private, mount + '"$0" "$@"', sys.executable, "-c", SMALL],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    error, item, left = done.stdout.splitlines()
+    assert re.search(r": \d+ bytes needed .* \d+ free in /dev/shm", error)
+    assert item.startswith("{'v': 1} [")
+    assert item.count("procserver.small") == 2
+    assert left == "[]"
 
 
 def test_tables_have_generations_of_their_own(control: ControlSegment) -> None:

@@ -40,11 +40,11 @@ def open_dataset(url: str) -> ds.Dataset:
     if not paths:
         raise SourceError(f"item table {path!r}: no such file or directory, or empty")
     known = [p for p in paths if _format(p)]
-    formats = {_format(p) for p in known} or {"parquet"}
+    formats = {_format(p) or "parquet" for p in known or paths}
     if len(formats) > 1:
         raise SourceError(f"item table {path!r} mixes Parquet and Arrow files")
     options = {
-        "format": formats.pop(),
+        "format": _dataset_format(formats.pop(), _is_local(filesystem)),
         "filesystem": _arrow_filesystem(filesystem),
         "partitioning": "hive",
         "partition_base_dir": root,
@@ -73,15 +73,24 @@ def _resolve(url: str) -> tuple[Any, str]:
     return filesystem, str(path)
 
 
+def _is_local(filesystem: Any) -> bool:
+    protocol = filesystem.protocol
+    return "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+
 def _arrow_filesystem(filesystem: Any) -> FileSystem:
-    if "file" in _protocols(filesystem):
+    if _is_local(filesystem):
         return LocalFileSystem()
     return PyFileSystem(FSSpecHandler(filesystem))
 
 
-def _protocols(filesystem: Any) -> tuple[str, ...]:
-    protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+def _dataset_format(name: str, local: bool) -> str | ds.FileFormat:
+    if name != "parquet" or not local:
+        return name
+    # PERF: reading ahead whole row groups saves round trips to an object store;
+    # with a local file it only doubles the memory of a build.
+    options = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
+    return ds.ParquetFileFormat(default_fragment_scan_options=options)
 
 
 def _list_files(filesystem: Any, path: str) -> tuple[str, list[str]]:

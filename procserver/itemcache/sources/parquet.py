@@ -24,8 +24,8 @@ from procserver.itemcache.writer import column_kind
 
 DEFAULT_KEY = "item_id"
 # PERF: rows per batch and batches read ahead bound the memory of a build.
-BATCH_ROWS = 32768
-READ_AHEAD = 4
+BATCH_ROWS = 16384
+READ_AHEAD = 1
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class ParquetSource:
 
     def _merge(self, tables: list[Table]) -> Iterator[pa.RecordBatch]:
         """The tables joined by key, a batch of ids at a time."""
-        read = [pa.Table.from_batches(list(t.batches()), _schema(t)) for t in tables]
+        read = [_read(table) for table in tables]
         ids, places = self._places(tables, read)
         names = list(_merged_schema(tables))
         for start in range(0, len(ids), BATCH_ROWS):
@@ -139,27 +139,22 @@ class ParquetSource:
             yield pa.RecordBatch.from_pydict(cells)
 
     def _places(
-        self, tables: list[Table], read: list[pa.Table]
+        self, tables: list[Table], read: list[dict[str, pa.Array]]
     ) -> tuple[pa.Array, list[np.ndarray]]:
         """Distinct ids, and for each table the row of each id (-1: none)."""
-        keys = [table[t.key] for t, table in zip(tables, read, strict=True)]
-        types = {key.type for key in keys}
-        if len(types) > 1:
+        keys = [cells[t.key] for t, cells in zip(tables, read, strict=True)]
+        if len({key.type for key in keys}) > 1:
             # Decimal text and integers are one id in the cache, so here too.
             keys = [_cast_key(key) for key in keys]
-        chunks = [chunk for key in keys for chunk in key.chunks]
-        encoded = pa.chunked_array(chunks, type=keys[0].type).unify_dictionaries()
-        encoded = pa.concat_arrays(
-            pc.dictionary_encode(encoded).unify_dictionaries().chunks
-            or [pa.array([], pa.dictionary(pa.int32(), keys[0].type))]
-        )
+        encoded = pc.dictionary_encode(pa.chunked_array(keys)).unify_dictionaries()
+        encoded = pa.concat_arrays(encoded.chunks)
         codes = encoded.indices
         self.skipped["null_key"] += codes.null_count
         codes = codes.fill_null(-1).to_numpy(zero_copy_only=False)
         places, start = [], 0
-        for table in read:
-            own = codes[start : start + len(table)]
-            start += len(table)
+        for key in keys:
+            own = codes[start : start + len(key)]
+            start += len(key)
             place = np.full(len(encoded.dictionary) + 1, -1, dtype=np.int64)
             place[own] = np.arange(len(own))
             place[-1] = -1
@@ -209,7 +204,27 @@ def _merged_schema(tables: list[Table]) -> dict[str, Kind]:
     return schema
 
 
-def _cast_key(key: pa.ChunkedArray) -> pa.ChunkedArray:
+def _read(table: Table) -> dict[str, pa.Array]:
+    """The whole table, each column in one piece.
+
+    ``take`` from many pieces joins them anew for each call, so they are joined once,
+    column by column: the peak is the table and one column.
+    """
+    held = pa.Table.from_batches(list(table.batches()), _schema(table))
+    whole: dict[str, pa.Array] = {}
+    for name in held.column_names:
+        pieces = held[name]
+        held = held.drop_columns([name])
+        if pa.types.is_string(pieces.type) and pieces.nbytes > 1 << 30:
+            pieces = pieces.cast(pa.large_string())
+        try:
+            whole[name] = pa.concat_arrays(pieces.chunks or [pa.array([], pieces.type)])
+        except pa.ArrowException as error:
+            raise SourceError(f"{table.label}, column {name!r}: {error}") from error
+    return whole
+
+
+def _cast_key(key: pa.Array) -> pa.Array:
     try:
         return key.cast(pa.string())
     except pa.ArrowException as error:
@@ -219,21 +234,18 @@ def _cast_key(key: pa.ChunkedArray) -> pa.ChunkedArray:
 def _merged_column(
     name: str,
     tables: list[Table],
-    read: list[pa.Table],
+    read: list[dict[str, pa.Array]],
     places: list[np.ndarray],
     start: int,
     stop: int,
 ) -> pa.Array:
     """The cells of some ids: the last table's that is not null."""
     merged: pa.Array | None = None
-    for table, rows, place in zip(tables, read, places, strict=True):
+    for table, held, place in zip(tables, read, places, strict=True):
         if name == table.key or name not in table.columns:
             continue
         own = place[start:stop]
-        cells = rows[name].take(pa.array(own, mask=own < 0))
-        cells = pa.concat_arrays(cells.chunks) if cells.num_chunks else None
-        if cells is None:
-            continue
+        cells = held[name].take(pa.array(own, mask=own < 0))
         if merged is None:
             merged = cells
             continue
