@@ -58,7 +58,7 @@ def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) ->
                 one.origin,
                 one.index,
                 one.ref.sequence,
-                spec.weighted,
+                spec.weighted and not one.ref.sequence,
                 f"{one.ref.side}:{one.ref.name}",
             )
             for one in feature.inputs
