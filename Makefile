@@ -17,11 +17,11 @@ URL ?= http://127.0.0.1:8501
 
 build: $(BUILT)
 
-$(PACKAGES): pyproject.toml
+$(PACKAGES): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q $(PIP_TORCH) $(TORCH)
-	$(BIN)/python -m pip install -q "setuptools>=77" "Cython>=3.1" "grpcio-tools>=1.73,<1.76"
+	$(BIN)/python -m pip install -q "setuptools>=77" "Cython>=3.1" "grpcio-tools>=1.73,<1.76" "numpy>=2"
 	touch $@
 
 $(BUILT): $(PACKAGES) setup.py $(SOURCES)

@@ -36,9 +36,7 @@ from cython_ext.column cimport (
     Values,
     bit_is_set,
     cell_is_null,
-    inner_is_null,
     scalar_width,
-    value_is_null,
 )
 from cython_ext.shm cimport Mapping
 

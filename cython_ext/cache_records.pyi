@@ -9,7 +9,6 @@ class RecordPart(IntEnum):
     RECORD_CELLS = 16
     LONGEST_ID = 65535
 
-
 class RecordLayout:
     count: int
     stride: int

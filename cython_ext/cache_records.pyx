@@ -14,7 +14,6 @@ from cython_ext.column cimport (
     ColumnView,
     INT32,
     INT64,
-    STRING,
     SCALAR,
     cell_is_null,
     kind_key,

@@ -21,10 +21,24 @@ def check(arguments: argparse.ArgumentParser) -> Run:
     return run
 
 
+def demo(arguments: argparse.ArgumentParser) -> Run:
+    """Write the demo service, or score a sample request with one that runs."""
+    from procserver.demo.command import add_arguments
+
+    add_arguments(arguments)
+
+    def run(options: argparse.Namespace) -> int:
+        from procserver.demo.command import main
+
+        return main(options)
+
+    return run
+
+
 # A sub-command is a function that declares its arguments and returns what runs;
 # its name is the command's and its docstring the help text. What it needs is
 # imported when it runs, so that `procserver check` does not wait for torch.
-COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (check,)
+COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (check, demo)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -32,7 +32,7 @@ def check(
     try:
         loaded = load(path, environ)
     except ConfigError as error:
-        return _fail(error.problems, err)
+        return _fail(error.problems, getattr(error, "__notes__", []), err)
     service = loaded.service
     model = Path(service.model_dir)
     problems: list[str] = []
@@ -45,19 +45,27 @@ def check(
         warnings += found.warnings
         summary = found.summary
     problems += _items_problems(service)
+    problems += _warm_up_problems(service)
     warnings += _driver_warnings(service)
     if problems:
-        return _fail(problems, err)
+        return _fail(problems, warnings, err)
     for line in report(loaded, summary, warnings):
-        print(line, file=out)
+        _say(line, out)
     return 0
 
 
-def _fail(problems: list[str], err: TextIO) -> int:
+def _say(line: str, stream: TextIO) -> None:
+    # Keys of a JSON file may hold what UTF-8 cannot.
+    print(line.encode(errors="backslashreplace").decode(), file=stream)
+
+
+def _fail(problems: list[str], warnings: list[str], err: TextIO) -> int:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     print(f"{count}:", file=err)
     for problem in problems:
-        print(f"  {problem}", file=err)
+        _say(f"  {problem}", err)
+    for line in _listed("warnings", warnings):
+        _say(line, err)
     return 2
 
 
@@ -77,6 +85,17 @@ def _items_problems(service: ServiceConfig) -> list[str]:
         for item in wanted
         if not (glob.glob(str(item), recursive=True) or item.exists())
     ]
+
+
+def _warm_up_problems(service: ServiceConfig) -> list[str]:
+    file = service.warm_up_data_path
+    copied = any(
+        file is not None and file.is_relative_to(copy.folder(service.state_dir))
+        for copy in service.copies
+    )
+    if file is None or copied or file.exists():
+        return []
+    return [f"warm_up_data_path: nothing at {file}"]
 
 
 def _driver_warnings(service: ServiceConfig) -> list[str]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from procserver.config.secret import Url
+from procserver.config.secret import Url, mask_url
 from procserver.config.storage import Mount
 from procserver.errors import FetchError
 
@@ -89,7 +89,11 @@ def fetch(mount: Mount, state_dir: Path) -> Path:
     except Exception as error:
         # NOTE: drivers raise whatever their client library raises; the text may
         # hold the URL, so only the type and the OS's reason are passed on.
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        reason = type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+            if error.filename:
+                reason += f": {mask_url(str(error.filename))}"
         raise FetchError(f"{remote}: cannot be copied: {reason}") from error
     return mount.folder(state_dir)
 

@@ -223,7 +223,7 @@ class Raw:
 
 def _as_text(value: object) -> str:
     if isinstance(value, str):
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
+        if any("\ud800" <= c <= "\udfff" or c == "\0" for c in value):
             raise Wrong("a text in Unicode")
         return value.strip()
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -23,8 +23,17 @@ from procserver.config.secret import Url, url_scheme
 from procserver.config.service import ServiceConfig, engine_of
 from procserver.config.settings import lookup, read_section
 from procserver.config.source import SourceConfig, read_source
-from procserver.config.storage import Mount, Places, read_storage, refuse_archive
+from procserver.config.storage import (
+    Mount,
+    Places,
+    local_path,
+    read_storage,
+    refuse_archive,
+)
 from procserver.errors import ConfigError
+
+#: URLs that end so name one file; others are folders.
+_FILES = (".pt", ".pth", ".bin", ".pb", ".txt")
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,11 @@ class _Parser:
         self.contradictions(service, rpc, model, source)
         self.pending()
         if self.problems:
-            raise ConfigError(list(dict.fromkeys(self.problems)))
+            error = ConfigError(list(dict.fromkeys(self.problems)))
+            # An unknown key is often why another one is missing.
+            for warning in dict.fromkeys(self.warnings):
+                error.add_note(warning)
+            raise error
         return Loaded(
             ServiceConfig(
                 **service,
@@ -154,7 +167,7 @@ class _Parser:
 
     def state_dir(self, name: str, given: str | None) -> Path:
         if given:
-            return self.base / Path(given).expanduser()
+            return local_path(self.base, given)
         if self.environ.get("PROCSERVER_STATE"):
             return Path(self.environ["PROCSERVER_STATE"]).absolute()
         home = Path(self.environ.get("HOME") or Path.home())
@@ -205,9 +218,7 @@ class _Parser:
         name = url.reveal().rstrip("/").rpartition("/")[2].partition("?")[0]
         folder = copy.folder(places.state_dir)
         # A file is copied into the folder under its own name.
-        return (
-            folder / name if name.endswith((".pt", ".pth", ".bin", ".txt")) else folder
-        )
+        return folder / name if name.endswith(_FILES) else folder
 
     def need(self, mount: Mount) -> None:
         if mount.local is None:

@@ -54,9 +54,8 @@ class ServiceConfig:
     warm_up_data_path: Path | None = setting(
         "warm_up_data_path",
         UrlText(),
-        "Request file replayed before a worker is ready: `.bin` is one body, "
-        "`.txt` one request a line. A path or a URL.",
-        pending=True,
+        "Request bodies replayed before a worker is ready: a `.bin` or `.pb` file, "
+        "or a folder of them. A path or a URL.",
     )
     oss_endpoint: str | None = setting(
         "oss_endpoint", Text(), "Endpoint for `oss://` URLs that name no own one."

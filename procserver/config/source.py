@@ -210,7 +210,7 @@ def _check(
             if table.name is None
         )
     if kind == "parquet":
-        _check_parquet(tables, feature_store, warnings)
+        _check_parquet(tables, feature_store, problems, warnings)
     if kind == "featurestore":
         warnings.append(
             f"{', '.join(feature_store)}: the FeatureStore source is not available "
@@ -225,11 +225,19 @@ def _check(
 
 
 def _check_parquet(
-    tables: tuple[TableConfig, ...], feature_store: list[str], warnings: list[str]
+    tables: tuple[TableConfig, ...],
+    feature_store: list[str],
+    problems: list[str],
+    warnings: list[str],
 ) -> None:
+    if any(table.condition for table in tables):
+        # NOTE: left out silently, items would be served that should not be.
+        problems.append(
+            "model_config.tables: condition is SQL, which Parquet files do not take"
+        )
     if feature_store:
         warnings.append(f"{', '.join(feature_store)}: not used, remote_type is parquet")
-    for key in ("condition", "timekey", "static"):
+    for key in ("timekey", "static"):
         if any(getattr(table, key) for table in tables):
             warnings.append(
                 f"model_config.tables: {key} has no effect on Parquet in this "

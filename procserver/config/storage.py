@@ -183,7 +183,7 @@ def _resolve(
     below_root = root / mount_path.lstrip("/")
     local: Path | None = None
     if values["local_path"]:
-        local = base / Path(values["local_path"]).expanduser()
+        local = local_path(base, values["local_path"])
     elif remote is None or below_root.exists():
         local = below_root
     read_only = values["oss_read_only"]
@@ -206,6 +206,13 @@ def _warn_unknown(entry: Mapping[str, Any], where: str, warnings: list[str]) -> 
             warnings.append(f"{where}.{key}: unknown key{hint}")
 
 
+def local_path(base: Path, text: str) -> Path:
+    """Absolute; ``~/`` is the user's home."""
+    if text == "~" or text.startswith("~/"):
+        return Path.home() / text[2:]
+    return base / text
+
+
 @dataclass(frozen=True)
 class Places:
     """Turns paths of the configuration into paths of this machine."""
@@ -224,7 +231,7 @@ class Places:
         """Absolute; through the mounts, else relative to the JSON file's folder."""
         mount = self.mount_of(text)
         if mount is None:
-            return self.base / Path(text).expanduser()
+            return local_path(self.base, text)
         inside = PurePosixPath(text).relative_to(mount.mount_path)
         return mount.folder(self.state_dir) / inside
 

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import pyarrow as pa
-
 from cython_ext.column import Column
 from cython_ext.fg_plan import CompiledPlan
 from procserver.fg.plan import Form, Plan, PlannedFeature
@@ -38,7 +36,7 @@ def compile_unbucketized(
 
 
 def _empty(plan: Plan, features: int) -> CompiledPlan:
-    literals = [Column.from_arrow(pa.array([text])) for text in plan.literals]
+    literals = [Column.from_texts([text]) for text in plan.literals]
     return CompiledPlan([slot.name for slot in plan.slots], literals, features)
 
 

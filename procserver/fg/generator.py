@@ -5,10 +5,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from cython_ext.column import Column
@@ -17,6 +16,10 @@ from procserver.errors import BadFeature
 from procserver.fg.compiling import compile_plan, compile_unbucketized
 from procserver.fg.plan import Plan, build_plan
 from procserver.fg.spec import FgSpec, read_spec
+
+# NOTE: workers make no use of Arrow and must not import it: it starts a thread.
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +120,7 @@ class FeatureGenerator:
             tensors["batch_size"] = np.array(rows, dtype=np.int64)
         return tensors
 
-    def transform(self, columns: Mapping[str, pa.Array]) -> Tensors:
+    def transform(self, columns: "Mapping[str, pa.Array]") -> Tensors:
         """The tensors of a batch of Arrow columns, by name whatever their side.
 
         Columns of one row are repeated; all others have the same number of rows,
@@ -141,7 +144,7 @@ class FeatureGenerator:
             if feature.emitted
         }
 
-    def unbucketized(self, columns: Mapping[str, pa.Array]) -> dict[str, list[Any]]:
+    def unbucketized(self, columns: "Mapping[str, pa.Array]") -> dict[str, list[Any]]:
         """Each feature's values per row before bucketization, stubs included.
 
         A row is a list of texts or floats; of a sequence, a list of such lists.
@@ -160,7 +163,7 @@ class FeatureGenerator:
         return compile_unbucketized(self.plan, farm_hash=self.farm_hash)
 
     def _bind_arrow(
-        self, columns: Mapping[str, pa.Array]
+        self, columns: "Mapping[str, pa.Array]"
     ) -> tuple[list[Column | None], int]:
         bound: list[Column | None] = []
         counts = set()

@@ -102,6 +102,8 @@ BLOCK_SHIFT = 14
 # 24 bytes per item; id texts come on top.
 LOAD_NUMERATOR, LOAD_DENOMINATOR = 2, 3
 
+KINDS = {int(kind): kind for kind in (Kind.ABSENT, *Kind)}
+
 
 def aligned(offset: int) -> int:
     """The next offset at a cache line."""
@@ -256,9 +258,9 @@ def unpack_schema(data: bytes) -> tuple[str, dict[str, Kind]]:
     try:
         tree = json.loads(data)
         return str(tree["key"]), {
-            str(name): Kind(kind) for name, kind in tree["columns"]
+            str(name): KINDS[kind] for name, kind in tree["columns"]
         }
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise SourceError("the schema of the item cache generation is damaged") from (
             error
         )

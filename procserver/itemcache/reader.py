@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cython_ext.cache_gather import gather
 from cython_ext.cache_index import ItemIndex
 from cython_ext.cache_records import Records
-from cython_ext.column import Column, Kind
+from cython_ext.column import Column
 from cython_ext.shm import Mapping
 from cython_ext.xxh64 import xxh64
 from procserver.errors import SourceError

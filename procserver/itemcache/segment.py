@@ -34,14 +34,18 @@ LONGEST_SERVICE = 64
 
 
 def process_start(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; None: no such process."""
+    """Start time of a process in clock ticks since boot; None: no such process.
+
+    One that has ended and only waits to be reaped is no process any more.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
     # NOTE: the second field is the program's name in brackets and may itself
     # hold brackets and spaces, so fields are counted from the last bracket.
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def this_process() -> Owner:

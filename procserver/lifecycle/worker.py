@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from concurrent import futures
 from typing import Any
 
@@ -13,6 +14,8 @@ from procserver.errors import ProcserverError
 from procserver.lifecycle.boot import master
 from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.process import die_with_parent
+
+Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 # gunicorn halts the master on exit code 3 of a worker; any other code means
 # "start another one".
@@ -48,16 +51,33 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         try:
             self._start_thread()
             devices = state.service.host.device
-            self.wsgi = create_app(
-                build_service(
-                    state.service, state.control_name, devices[self.slot % len(devices)]
-                )
+            service = build_service(
+                state.service, state.control_name, devices[self.slot % len(devices)]
             )
+            self.wsgi = _honour_close(create_app(service))
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
             # SAFETY: once the service has been ready, a worker that fails must
             # not take it down.
             sys.exit(EXIT_RESTART_WORKER if state.has_been_ready else EXIT_HALT_SERVICE)
+
+
+def _honour_close(app: Wsgi) -> Wsgi:
+    """Lets the app end a connection with ``Connection: close``.
+
+    NOTE: gunicorn drops that header as a hop-by-hop one and decides by a flag of
+    its response object, whose method ``start_response`` is.
+    """
+
+    def closing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            if any(n.lower() == "connection" and v == "close" for n, v in headers):
+                start_response.__self__.force_close()
+            return start_response(status, headers, *rest)
+
+        return app(environ, start)
+
+    return closing
 
 
 def post_fork(server: Any, worker: Worker) -> None:

@@ -261,11 +261,12 @@ def _translated(
             "an id is outside of its embedding table"
             + (f" ({_shapes(given)})" if given else "")
         )
-    log.error("model failed: %s", error)
     if from_client and given is not None:
+        log.warning("the model refused a request's tensors: %s", text.strip())
         # A failure that repeats with the same tensors is the request's: clients
         # retry 500 at once.
         return BadTensor(f"the model refuses these tensors: {_shapes(given)}")
+    log.error("model failed: %s", error)
     return PredictFailed("the model failed on this request; see the service log")
 
 

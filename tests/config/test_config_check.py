@@ -97,6 +97,36 @@ def test_problems_go_to_the_second_stream(
     assert "  processor: missing;" in err
 
 
+def test_warnings_stand_beside_problems(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    file = write(tmp_path, {"name": "s", "procesor": "easyrec-torch-1.12"})
+    status, _, err = run(file, environ)
+    assert status == 2
+    assert "processor: missing" in err
+    assert "procesor: unknown key, did you mean processor?" in err
+
+
+def test_keys_that_utf8_cannot_hold(
+    tmp_path: Path, minimal: dict[str, Any], environ: dict[str, str]
+) -> None:
+    file = write(tmp_path, minimal | {"\ud800x": 1})
+    status, out, _ = run(file, environ)
+    assert status == 0
+    assert "\\ud800x: unknown key" in out.encode().decode()
+
+
+def test_missing_warm_up_data(
+    tmp_path: Path, minimal: dict[str, Any], environ: dict[str, str]
+) -> None:
+    file = write(tmp_path, minimal | {"warm_up_data_path": "w.bin"})
+    status, _, err = run(file, environ)
+    assert status == 2
+    assert f"warm_up_data_path: nothing at {tmp_path / 'w.bin'}" in err
+    (tmp_path / "w.bin").write_bytes(b"")
+    assert run(file, environ)[0] == 0
+
+
 def test_secrets_are_masked(
     tmp_path: Path, minimal: dict[str, Any], environ: dict[str, str]
 ) -> None:

@@ -199,6 +199,14 @@ def test_unknown_scheme(tmp_path: Path) -> None:
     assert missing_driver(Url("memory://x")) == ""
 
 
+def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    name = uuid.uuid4().hex
+    write(f"memory://{name}", {"ok": b"1"})
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FetchError, match=rf"Not a directory: {tmp_path}/file"):
+        fetch(mount_of(f"memory://{name}"), tmp_path / "file")
+
+
 def test_errors_of_drivers_do_not_show_the_url(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

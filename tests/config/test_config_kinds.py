@@ -133,10 +133,11 @@ def test_choice_lists_its_words() -> None:
     assert Choice(("gzip",)).read(" GZIP ") == "gzip"
 
 
-def test_lone_surrogates_are_refused() -> None:
+@pytest.mark.parametrize("text", ["\ud800", "a\0b"])
+def test_texts_that_no_path_or_message_can_hold(text: str) -> None:
     for kind in (Text(), SecretText(), UrlText()):
         with pytest.raises(Wrong):
-            kind.read("\ud800")
+            kind.read(text)
 
 
 def test_messages_are_short_and_never_show_secrets() -> None:

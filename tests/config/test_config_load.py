@@ -413,6 +413,38 @@ def test_wrong_values_of_secret_keys_are_not_shown(
         assert CANARY not in "".join(found), path
 
 
+def _fold(node: Any, draw: Any) -> Any:
+    """The same document with any number of levels folded into dotted keys."""
+    if isinstance(node, list):
+        return [_fold(element, draw) for element in node]
+    if not isinstance(node, dict):
+        return node
+    folded: dict[str, Any] = {}
+    for key, value in node.items():
+        inner = _fold(value, draw)
+        if isinstance(inner, dict) and inner and draw(st.booleans()):
+            folded |= {f"{key}.{name}": leaf for name, leaf in inner.items()}
+        else:
+            folded[key] = inner
+    return folded
+
+
+@given(data=st.data())
+def test_a_whole_service_reads_the_same_dotted(data: Any) -> None:
+    path = Path(__file__).parents[1] / "data" / "config" / "torcheasyrec_with_fg.json"
+    document = json.loads(path.read_text())
+    document["model_config"] |= {
+        "remote_type": "parquet",
+        "url": "oss://b/items",
+        "tables": [{"key": "id", "value": "a,b"}],
+    }
+    nested = config.parse(document, "/srv", {"HOME": "/h"})
+    dotted = config.parse(_fold(document, data.draw), "/srv", {"HOME": "/h"})
+    assert dotted.service == nested.service
+    assert dotted.warnings == nested.warnings
+    assert sorted(dotted.notices) == sorted(nested.notices)
+
+
 PATHS = [
     declared.path
     for _, _, declared in all_settings()

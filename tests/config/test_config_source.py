@@ -44,14 +44,15 @@ def test_parquet(minimal: dict[str, Any], environ: dict[str, str]) -> None:
 def test_tables_as_list(minimal: dict[str, Any], environ: dict[str, str]) -> None:
     tables = [
         {"name": "a", "key": "id", "value": "x, y", "static": "true"},
-        {"name": "b", "key": "id", "value": ["z"], "condition": "x < 1"},
+        {"name": "b", "key": "id", "value": ["z"], "timekey": "t"},
     ]
     loaded = parse(minimal, environ, **PARQUET | {"tables": tables})
     assert loaded.service.source is not None
     one, two = loaded.service.source.tables
     assert (one.value, one.static) == (("x", "y"), True)
-    assert (two.value, two.condition) == (("z",), "x < 1")
-    assert any("condition has no effect on Parquet" in w for w in loaded.warnings)
+    assert (two.value, two.timekey) == (("z",), "t")
+    for key in ("static", "timekey"):
+        assert any(f"{key} has no effect on Parquet" in w for w in loaded.warnings)
 
 
 def test_urls_stay_and_paths_go_through_mounts(
@@ -78,6 +79,7 @@ def test_urls_stay_and_paths_go_through_mounts(
         ({"tables": []}, "model_config.tables: missing"),
         ({"tables": [{}]}, "model_config.tables[0].key: missing"),
         ({"tables": {"name": "x"}}, "model_config.tables.key: missing"),
+        ({"tables": {"key": "k", "condition": "x < 1"}}, "condition is SQL"),
         ({"tables": "x"}, "expected an object or a list of objects, got a text"),
         ({"tables": [1]}, "model_config.tables[0]: expected an object"),
         ({"tables": [{"key": "k", "static": "so"}]}, "tables[0].static: expected true"),

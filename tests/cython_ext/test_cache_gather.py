@@ -18,9 +18,7 @@ SCALARS = {
     Kind.INT64: st.integers(-(2**63), 2**63 - 1),
     Kind.FLOAT32: st.floats(width=32, allow_nan=False),
     Kind.FLOAT64: st.floats(allow_nan=False),
-    Kind.STRING: st.text(
-        st.characters(exclude_categories=("Cs",)), max_size=12
-    ),
+    Kind.STRING: st.text(st.characters(exclude_categories=("Cs",)), max_size=12),
 }
 KINDS = [Kind(number) for number in range(1, 31)]
 
@@ -34,9 +32,7 @@ def cells(kind: Kind):
     if shape == "LIST":
         return st.none() | st.lists(value, max_size=9)
     if shape == "LISTS":
-        return st.none() | st.lists(
-            st.none() | st.lists(value, max_size=4), max_size=4
-        )
+        return st.none() | st.lists(st.none() | st.lists(value, max_size=4), max_size=4)
     pairs = st.tuples(SCALARS[key_kind(kind)], value)
     return st.none() | st.lists(pairs, max_size=4)
 
@@ -48,7 +44,9 @@ def tables(draw: st.DrawFn) -> tuple[int, list[pa.Array]]:
     columns = []
     for kind in draw(st.lists(st.sampled_from(KINDS), max_size=6)):
         extra = draw(st.integers(0, 3))
-        values = draw(st.lists(cells(kind), min_size=rows + extra, max_size=rows + extra))
+        values = draw(
+            st.lists(cells(kind), min_size=rows + extra, max_size=rows + extra)
+        )
         columns.append(pa.array(values, arrow_type(kind)).slice(extra))
     return rows, columns
 
@@ -145,7 +143,9 @@ def test_damaged_records_never_crash() -> None:
         damaged = bytearray(good)
         for _ in range(rng.randrange(1, 4)):
             at = rng.randrange(64, len(good))
-            damaged[at] = rng.choice((0, 0xFF, 0x80, damaged[at] ^ 1, rng.randrange(256)))
+            damaged[at] = rng.choice(
+                (0, 0xFF, 0x80, damaged[at] ^ 1, rng.randrange(256))
+            )
         other = Records(
             private_map(0, content=bytes(damaged)), records.layout, rows, 30, 0
         )

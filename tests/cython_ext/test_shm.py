@@ -51,7 +51,9 @@ m = Mapping(fd, 4096)
 ctypes.memset(np.frombuffer(m, dtype=np.uint8).ctypes.data, 1, 1)
 print("written")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
     assert done.returncode == -signal.SIGSEGV
     assert "written" not in done.stdout
 

@@ -49,9 +49,7 @@ def fill(feature, alternative, rng):
     else:
         for _ in range(n):
             inner = message.lists.add()
-            inner.features.extend(
-                rng.choices(VALUES[of[0]], k=rng.choice([0, 1, 5]))
-            )
+            inner.features.extend(rng.choices(VALUES[of[0]], k=rng.choice([0, 1, 5])))
 
 
 def fill_rows(features, rng):

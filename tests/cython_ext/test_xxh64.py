@@ -28,7 +28,9 @@ def oracle(data: bytes, seed: int = 0) -> int:
     if len(data) >= 32:
         lanes = [seed + P[0] + P[1], seed + P[1], seed, seed - P[0]]
         while len(data) - at >= 32:
-            lanes = [step(lane & M, word(at + 8 * i, 8)) for i, lane in enumerate(lanes)]
+            lanes = [
+                step(lane & M, word(at + 8 * i, 8)) for i, lane in enumerate(lanes)
+            ]
             at += 32
         h = sum(rotate(x, b) for x, b in zip(lanes, (1, 7, 12, 18), strict=True)) & M
         for lane in lanes:

@@ -193,9 +193,9 @@ def test_no_items_are_answered_without_rows(ranking: LiveServer) -> None:
         (b"\x12\x7fcut", b"undecodable"),
         (
             torch_predict_pb2.PredictRequest(
-                map_inputs={"x": torch_predict_pb2.ArrayProto(dtype=1)}
+                inputs=[torch_predict_pb2.ArrayProto(dtype=1, float_val=[1.5])]
             ).SerializeToString(),
-            b"",
+            b"another kind of service",
         ),
     ],
 )

@@ -43,15 +43,17 @@ def open_dataset(url: str) -> ds.Dataset:
     formats = {_format(p) for p in known} or {"parquet"}
     if len(formats) > 1:
         raise SourceError(f"item table {path!r} mixes Parquet and Arrow files")
+    options = {
+        "format": formats.pop(),
+        "filesystem": _arrow_filesystem(filesystem),
+        "partitioning": "hive",
+        "partition_base_dir": root,
+    }
     try:
-        dataset = ds.dataset(
-            known or paths,
-            format=formats.pop(),
-            filesystem=_arrow_filesystem(filesystem),
-            partitioning="hive",
-            partition_base_dir=root,
-        )
-        return _unite(dataset)
+        dataset = ds.dataset(known or paths, **options)
+        if len(paths) < 2:
+            return dataset
+        return ds.dataset(known or paths, schema=_united(dataset), **options)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"item table {path!r} cannot be read: {error}") from error
 
@@ -109,11 +111,9 @@ def _format(path: str) -> str | None:
     return FORMATS.get(posixpath.splitext(path)[1].lower())
 
 
-def _unite(dataset: ds.Dataset) -> ds.Dataset:
-    """The dataset with the columns of all of its files, widened where they differ."""
+def _united(dataset: ds.Dataset) -> pa.Schema:
+    """The columns of all files, widened where they differ, and the partitions'."""
     schemas = [fragment.physical_schema for fragment in dataset.get_fragments()]
-    if len(schemas) < 2:
-        return dataset
     files = pa.unify_schemas(schemas, promote_options="permissive")
     partitions = [f for f in dataset.schema if files.get_field_index(f.name) < 0]
-    return dataset.replace_schema(pa.schema([*files, *partitions]))
+    return pa.schema([*files, *partitions])
