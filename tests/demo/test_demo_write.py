@@ -3,6 +3,9 @@
 import argparse
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +131,16 @@ def test_a_failed_replacement_keeps_the_old_demo(tmp_path, untrained, monkeypatc
         write_demo(tmp_path / "demo", Size(items=1200, requests=200), quiet)
     assert digests(tmp_path / "demo") == before
     assert [p.name for p in tmp_path.iterdir()] == ["demo"]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path, untrained):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".demo.partial-{gone.pid}" / "export").mkdir(parents=True)
+    (tmp_path / f".demo.partial-{os.getppid()}").mkdir()
+    write_demo(tmp_path / "demo", Size(items=1000, requests=200), quiet)
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {"demo", f".demo.partial-{os.getppid()}"}
 
 
 def test_command_writes_once_and_replaces_only_by_force(
