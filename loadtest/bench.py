@@ -23,6 +23,8 @@ from bench_server import ROOT, BenchServer, ServerFailed, pin_to
 from procserver.wire.pb import torchrec_predict_pb2 as torchrec
 
 WARM_UP = 30
+# Read before this process pins itself.
+ALLOWED = sorted(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,7 @@ def measure(
 
 def cores() -> tuple[int, int]:
     """The client's core and the server's."""
-    allowed = sorted(os.sched_getaffinity(os.getppid()))
-    return allowed[0], allowed[-1]
+    return ALLOWED[0], ALLOWED[-1]
 
 
 def print_results(results: list[Result]) -> None:

@@ -112,7 +112,7 @@ def score_rows(response: Any, items: dict[str, dict[str, Any]]) -> list[list[str
         for name, array in sorted(response.map_outputs.items())
     }
     order = range(len(response.item_ids))
-    first = next(iter(outputs.values()), [])
+    first = next(iter(outputs.values()), [0.0] * len(order))
     rows = [["item_id", *SHOWN_COLUMNS, *outputs]]
     for at in sorted(order, key=lambda at: -first[at]):
         name = response.item_ids[at]

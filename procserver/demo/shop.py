@@ -26,7 +26,9 @@ DEPARTMENTS = {
     "toys": ["puzzles", "models", "dolls", "board_games"],
 }
 CATEGORIES = [f"{top}/{leaf}" for top, leaves in DEPARTMENTS.items() for leaf in leaves]
-DEPARTMENT_OF = np.repeat(np.arange(len(DEPARTMENTS)), 4)
+DEPARTMENT_OF = np.repeat(
+    np.arange(len(DEPARTMENTS)), [len(leaves) for leaves in DEPARTMENTS.values()]
+)
 STYLES = [
     "classic", "light", "compact", "family", "studio", "travel", "pro", "eco",
     "vintage", "soft", "bold", "mini", "outdoor", "gift", "smart", "handmade",
@@ -110,7 +112,9 @@ def draw_map(rng: np.random.Generator) -> Map:
 
 
 def draw_items(rng: np.random.Generator, where: Map, count: int) -> Items:
-    category = rng.choice(len(CATEGORIES), count, p=rng.dirichlet([4] * 32))
+    category = rng.choice(
+        len(CATEGORIES), count, p=rng.dirichlet([4] * len(CATEGORIES))
+    )
     brand = where.category_brands[category, rng.integers(0, 12, count)]
     latent = unit(
         where.category[category]

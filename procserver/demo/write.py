@@ -64,6 +64,7 @@ def write_demo(
     directory.parent.mkdir(parents=True, exist_ok=True)
     aside = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
     old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
+    remove_leftovers(directory)
     try:
         for part in ("export", "bypass", "requests"):
             (aside / part).mkdir(parents=True)
@@ -75,6 +76,14 @@ def write_demo(
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return report
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes what writers that were killed left aside; their pid ends the name."""
+    for path in directory.parent.glob(f".{directory.name}.partial-*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_parts(aside: Path, size: Size, say: Callable[[str], None]) -> Report:
