@@ -7,6 +7,7 @@ Switches (environment):
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy
@@ -16,6 +17,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+FLAGS = ROOT / "build" / "flags.txt"
 SANITIZE = os.environ.get("PROCSERVER_SANITIZE") == "1"
 
 # NOTE: contraction to FMA would change feature values in the last bit (FG
@@ -73,9 +75,35 @@ class BuildPy(build_py):
 
 
 class BuildExt(build_ext):
+    """Compiles on all cores, and only what has changed since the last build."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
     def run(self) -> None:
         generate_protos()
+        FLAGS.parent.mkdir(exist_ok=True)
+        self.same_flags = FLAGS.is_file() and FLAGS.read_text() == repr(COMPILE)
+        FLAGS.write_text(repr(COMPILE))
         super().run()
+
+    def build_extension(self, ext: Extension) -> None:
+        # NOTE: an editable install builds in a new folder each time; what stands
+        # beside the sources already is as good.
+        target = Path(self.get_ext_fullpath(ext.name))
+        built = ROOT / "cython_ext" / target.name
+        sources = [ROOT / source for source in ext.sources]
+        if (
+            self.same_flags
+            and built.is_file()
+            and built.stat().st_mtime > max(path.stat().st_mtime for path in sources)
+        ):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target != built:
+                shutil.copy2(built, target)
+            return
+        super().build_extension(ext)
 
 
 setup(
