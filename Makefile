@@ -29,7 +29,7 @@ $(BUILT): $(PACKAGES) setup.py $(SOURCES)
 	touch $@
 
 $(VENV)/.test: $(BUILT)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test,lint]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test,lint,loadtest]"
 	touch $@
 
 $(VENV)/.loadtest: $(BUILT)
@@ -56,7 +56,7 @@ test: $(VENV)/.test $(SDK_VENV)/.done
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint cython_ext
+	PATH="$(BIN):$$PATH" cython-lint cython_ext
 
 types: $(VENV)/.test
 	$(BIN)/mypy
@@ -68,4 +68,5 @@ loadtest: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/run_load.py --url $(URL)
 
 clean:
-	rm -rf $(VENV) $(SDK_VENV) build demo procserver/wire/pb cython_ext/*.c cython_ext/*.so *.egg-info
+	rm -rf $(VENV) $(SDK_VENV) build demo loadtest/data procserver/wire/pb *.egg-info
+	rm -f cython_ext/*.c cython_ext/*.so
