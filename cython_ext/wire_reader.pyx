@@ -70,8 +70,9 @@ cdef const uint8_t *_skip_value(
     if wire == VARINT:
         return read_varint(p, end, &value, fail)
     if wire == LEN:
-        p = read_span(p, end, &stop, fail)
-        return NULL if p == NULL else stop
+        if read_span(p, end, &stop, fail) == NULL:
+            return NULL
+        return stop
     cdef int64_t width = 8 if wire == FIXED64 else 4
     if end - p < width:
         return fail_at(fail, TRUNCATED, b"unknown field")

@@ -3,7 +3,6 @@
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from procserver.errors import BadTensor, Undecodable
 from procserver.wire import torch as protocol
 from procserver.wire.pb.torch_predict_pb2 import ArrayProto, PredictRequest
 from tests.reference import wire_noise, wire_walk
+from tests.reference.wire_random import torch_request
 
 BODIES = Path(__file__).parent.parent / "data" / "captures" / "bodies"
 # Sent through a compressor: Java's five, Python's snappy.
@@ -25,51 +25,6 @@ RECORDED = [
     for path in sorted(BODIES.glob("*torch*.bin"))
     if "torchrec" not in path.stem and path not in COMPRESSED
 ]
-
-
-def fill(proto, rng):
-    """Sets a tensor that is right more often than not."""
-    dtype = rng.choice(list(wire_walk.CARRIED))
-    field, numpy_dtype = wire_walk.CARRIED[dtype]
-    proto.dtype = dtype
-    dims = [rng.choice([0, 1, 2, 3, 5]) for _ in range(rng.randrange(4))]
-    proto.array_shape.dim.extend(dims)
-    n = int(np.prod(dims, dtype=np.int64))
-    if np.dtype(numpy_dtype).kind == "c":
-        n *= 2
-    if rng.random() < 0.1:
-        n += 1
-    if np.dtype(numpy_dtype).kind == "b":
-        low, high = 0, 1
-    elif field in ("int_val", "int64_val"):
-        low, high = np.iinfo(numpy_dtype).min, np.iinfo(numpy_dtype).max
-    else:
-        low, high = -1000, 1000
-    for _ in range(n):
-        value = rng.choice([low, high, rng.randint(int(low), int(high))])
-        if rng.random() < 0.02:
-            value = max(-(2**31), min(2**31 - 1, int(value) + 1))
-        getattr(proto, field).append(int(value))
-    if rng.random() < 0.03:
-        proto.float_val.append(1.0)
-    if rng.random() < 0.03:
-        proto.string_val.append(b"x")
-    if rng.random() < 0.03:
-        proto.dtype = rng.choice([0, 7, 20, 21, 22, -1])
-    if rng.random() < 0.03:
-        proto.array_shape.dim.append(rng.choice([-1, 2**62, 4]))
-
-
-def random_request(rng):
-    message = PredictRequest()
-    for _ in range(rng.choice([0, 1, 3])):
-        fill(message.inputs.add(), rng)
-    for i in range(rng.choice([0, 0, 1, 3])):
-        fill(message.map_inputs[f"é{i}.values"], rng)
-    message.output_filter.extend(rng.choices([0, 1, -1, 300], k=rng.randrange(3)))
-    if rng.random() < 0.3:
-        message.debug_level = 903
-    return message
 
 
 def bits(tensor):
@@ -115,7 +70,7 @@ def outcome(body):
 @settings(max_examples=400, deadline=None)
 @given(st.integers(0, 2**64))
 def test_random_requests_decode_as_upb_decodes_them(seed):
-    body = random_request(random.Random(seed)).SerializeToString()
+    body = torch_request(random.Random(seed)).SerializeToString()
     assert outcome(body) == outcome_of_upb(body)
 
 
@@ -123,7 +78,7 @@ def test_random_requests_decode_as_upb_decodes_them(seed):
 @given(st.integers(0, 2**64))
 def test_unusual_serialisations_decode_as_upb_decodes_them(seed):
     rng = random.Random(seed)
-    body = wire_noise.noisy(random_request(rng), rng)
+    body = wire_noise.noisy(torch_request(rng), rng)
     assert outcome(body) == outcome_of_upb(body)
     # At every alignment.
     for shift in range(8):
@@ -135,7 +90,7 @@ def test_unusual_serialisations_decode_as_upb_decodes_them(seed):
 @given(st.integers(0, 2**64))
 def test_mutated_requests_are_refused_exactly_when_upb_refuses(seed):
     rng = random.Random(seed)
-    body = wire_noise.noisy(random_request(rng), rng)
+    body = wire_noise.noisy(torch_request(rng), rng)
     for _ in range(15):
         broken = wire_noise.mutated(body, rng)
         assert outcome(broken) == outcome_of_upb(broken), broken.hex()
