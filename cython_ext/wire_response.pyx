@@ -1,8 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """``PredictResponse`` and ``PBResponse``, each into one bytes object."""
 
-from collections.abc import Mapping
-
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint32_t
@@ -23,8 +21,7 @@ def encode_torch(outputs):
     cdef Tensors tensors = Tensors.__new__(Tensors)
     cdef int64_t total = tensors.measure(outputs)
     cdef uint8_t *p
-    cdef uint8_t tag = (
-        2 << 3 | LEN if isinstance(outputs, Mapping) else 1 << 3 | LEN)
+    cdef uint8_t tag = 1 << 3 | LEN if tensors._names is None else 2 << 3 | LEN
     if total > INT32_MAX:
         raise PredictFailed("the response is over 2 GiB")
     body = PyBytes_FromStringAndSize(NULL, total)
@@ -33,17 +30,21 @@ def encode_torch(outputs):
     return body
 
 
-cdef int64_t measure_texts(texts, list out) except -1:
-    """Bytes of a ``map<string, string>``; ``out`` gets its keys and values."""
+cdef list items_of(texts):
+    """The items of a mapping; None if it is None or empty."""
+    return list(texts.items()) if texts else None
+
+
+cdef int64_t measure_texts(list texts) except -1:
+    """Bytes of a ``map<string, string>``, given its items or None."""
     cdef Py_ssize_t key, value
     cdef int64_t total = 0
-    if not texts:
+    if texts is None:
         return 0
-    for name, text in texts.items():
+    for name, text in texts:
         PyUnicode_AsUTF8AndSize(name, &key)
         PyUnicode_AsUTF8AndSize(text, &value)
         total += field_size(field_size(key) + field_size(value))
-        out.append((name, text))
     return total
 
 
@@ -51,6 +52,8 @@ cdef uint8_t *put_texts(uint8_t *p, uint8_t tag, list texts) except NULL:
     cdef Py_ssize_t key, value
     cdef const char *name_data
     cdef const char *text_data
+    if texts is None:
+        return p
     for name, text in texts:
         name_data = PyUnicode_AsUTF8AndSize(name, &key)
         text_data = PyUnicode_AsUTF8AndSize(text, &value)
@@ -117,15 +120,17 @@ def encode_torchrec(
     :raises TypeError: if the ids are not a column of text
     """
     cdef Tensors tensors = Tensors.__new__(Tensors)
-    cdef list generated = [], raw = [], passed = []
+    cdef list generated = items_of(generate_features)
+    cdef list raw = items_of(raw_features)
+    cdef list passed = items_of(pass_through)
     cdef const ColumnView *ids = NULL
     cdef bint short_ids = False
     cdef int64_t total = tensors.measure(outputs)
     cdef uint8_t *p
     cdef const uint8_t *end
-    total += measure_texts(generate_features, generated)
-    total += measure_texts(raw_features, raw)
-    total += measure_texts(pass_through, passed)
+    total += measure_texts(generated)
+    total += measure_texts(raw)
+    total += measure_texts(passed)
     if item_ids is not None and item_ids.view.rows:
         ids = &item_ids.view
         if ids.kind != STRING:

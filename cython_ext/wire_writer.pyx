@@ -202,7 +202,7 @@ cdef class Tensors:
         """Bytes that ``write`` will write for a mapping or a sequence."""
         cdef Tensor *t
         cdef int64_t total = 0, n = len(outputs), i = 0
-        cdef bint named = isinstance(outputs, (dict, Mapping))
+        cdef bint named = type(outputs) is dict or isinstance(outputs, Mapping)
         self._names = list(outputs) if named else None
         self._tensors = <Tensor *>calloc(n + 1, sizeof(Tensor))
         if self._tensors == NULL:
