@@ -37,6 +37,8 @@ def bypass_document(base: str = "") -> dict[str, Any]:
         "processor": PROCESSOR,
         "token": TOKEN,
         "model_config": {"fg_mode": "bypass"},
+        # A bare model does not say what it takes: this request warms it up.
+        "warm_up_data_path": f"{base}requests/bypass.pb",
         "storage": [model_storage(f"{base}bypass")],
     }
 
