@@ -13,7 +13,7 @@ from cython_ext.column cimport (
     FLOAT32, INT32, INT64, STRING, ColumnView, Values, cell_is_null, string_at,
     value_is_null)
 from cython_ext.fg_bucket cimport (
-    BUCKET_BOUNDARIES, BUCKET_NUMBER, bucket_float, bucket_integer, bucket_number,
+    BUCKET_BOUNDARIES, bucket_float, bucket_integer, bucket_number,
     bucket_text, bucket_truncated, normalize_double, normalize_single)
 from cython_ext.fg_cells cimport (
     FORM_NUMBERS, FORM_TEXT, PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece,
@@ -569,19 +569,41 @@ ctypedef struct Cross:
     int64_t *chosen          # per operand: which of its tokens
     int64_t *ends            # per operand: where its part of the joined text ends
     Elements *elements
+    const ColumnView **views
     char *joined
     int64_t capacity
+    int32_t fixed            # leading operands that are one token in every row
 
 
-cdef int _join_from(
-    Call *call, Node *node, Cross *x, int32_t operand
+cdef inline void _copy_token(char *out, const Token *token) noexcept nogil:
+    """PERF: short tokens are copied as two words that may overlap."""
+    cdef const char *p = token.text
+    cdef int64_t n = token.length
+    cdef int64_t i
+    if p == NULL:
+        p = &token.digits[0]
+    if n > 16:
+        memcpy(out, p, n)
+    elif n >= 8:
+        memcpy(out, p, 8)
+        memcpy(out + n - 8, p + n - 8, 8)
+    elif n >= 4:
+        memcpy(out, p, 4)
+        memcpy(out + n - 4, p + n - 4, 4)
+    else:
+        for i in range(n):
+            out[i] = p[i]
+
+
+cdef int _join(
+    Call *call, Node *node, Cross *x, int32_t first, int32_t stop
 ) except -1 nogil:
-    """Writes the joined text from ``operand`` on; what is before it stands."""
-    cdef int64_t at = x.ends[operand - 1] if operand else node.prefix_length
+    """Writes the operands ``first`` to ``stop`` behind those already joined."""
+    cdef int64_t at = x.ends[first - 1] if first else node.prefix_length
     cdef Token *token
     cdef char *larger
     cdef int32_t k
-    for k in range(operand, node.source_count):
+    for k in range(first, stop):
         token = &x.operands[k].items[x.chosen[k]]
         if at + token.length + 1 > x.capacity:
             larger = <char *>block_alloc(call.head, 2 * (at + token.length + 1))
@@ -591,10 +613,7 @@ cdef int _join_from(
         if k:
             x.joined[at] = JOINER
             at += 1
-        if token.text == NULL:
-            memcpy(x.joined + at, token.digits, token.length)
-        else:
-            memcpy(x.joined + at, token.text, token.length)
+        _copy_token(x.joined + at, token)
         at += token.length
         x.ends[k] = at
     return 0
@@ -610,6 +629,8 @@ cdef int64_t _emit_crosses(
     cdef int32_t k
     for k in range(node.source_count):
         x.chosen[k] = 0
+        if x.operands[k].count == 1:
+            continue
         if x.operands[k].count and crosses > (1 << 26) // x.operands[k].count:
             crosses = 1 << 26
         else:
@@ -622,9 +643,10 @@ cdef int64_t _emit_crosses(
         crosses = node.value_dim
     elif crosses >= (1 << 26):
         _too_many_crosses(node)
-    k = 0
+    # PERF: what the row has in common with the one before stays joined.
+    k = x.fixed if x.fixed < node.source_count else 0
     while True:
-        _join_from(call, node, x, k)
+        _join(call, node, x, k, node.source_count)
         if node.form == FORM_TEXT:
             _append_text(o, node.prefix, 0, x.joined, x.ends[last])
         else:
@@ -646,10 +668,13 @@ cdef int _start_cross(Call *call, Node *node, Cross *x) except -1 nogil:
     x.chosen = <int64_t *>block_alloc(call.head, n * 8)
     x.ends = <int64_t *>block_alloc(call.head, n * 8)
     x.elements = <Elements *>block_alloc(call.head, n * sizeof(Elements))
+    x.views = <const ColumnView **>block_alloc(call.head, n * sizeof(ColumnView *))
     x.capacity = node.prefix_length + 64
     x.joined = <char *>block_alloc(call.head, x.capacity)
     memcpy(x.joined, node.prefix, node.prefix_length)
+    x.fixed = 0
     for i in range(n):
+        x.views[i] = source_view(call, &node.sources[i])
         x.operands[i].items = NULL
         x.operands[i].count = 0
         x.operands[i].capacity = 0
@@ -661,7 +686,10 @@ cdef int _read_operand(
 ) except -1 nogil:
     """Takes operand ``k`` of a row: its tokens, or its elements to walk."""
     cdef Source *source = &node.sources[k]
-    cdef const ColumnView *v = source_view(call, source)
+    cdef const ColumnView *v = x.views[k]
+    cdef Tokens *t = &x.operands[k]
+    cdef const char *text
+    cdef int64_t length
     cdef bint fresh = row == 0 or v.rows != 1
     cdef Piece piece
     if v.rows == 1:
@@ -669,9 +697,27 @@ cdef int _read_operand(
     if source.sequence:
         open_elements(&x.elements[k], v, row, node.delim, source.origin == ORIGIN_NODE)
     elif fresh:
+        if v.kind == STRING and t.count == 1 and not cell_is_null(v, row):
+            # PERF: the usual text cell is one token.
+            text = string_at(&v.values, row, &length)
+            if length and memchr(text, node.separator, length) == NULL:
+                t.items[0].text = text
+                t.items[0].length = length
+                return 0
         cell_piece(v, row, source.origin == ORIGIN_NODE, &piece)
-        _collect(call, node, &x.operands[k], &piece)
+        _collect(call, node, t, &piece)
     return 0
+
+
+cdef int _fix_leading(Call *call, Node *node, Cross *x) except -1 nogil:
+    """After the first row: counts the leading operands that never change."""
+    cdef int32_t k
+    for k in range(node.source_count):
+        if x.views[k].rows != 1 or x.operands[k].count != 1:
+            break
+        x.fixed = k + 1
+    # The first row may have had an empty operand, and so have joined nothing.
+    return _join(call, node, x, 0, x.fixed)
 
 
 cdef int64_t _cross_elements(
@@ -712,10 +758,12 @@ cdef int run_combo(Call *call, Node *node, Output *out) except -1 nogil:
     start_output(out, rows, rows)
     _start_cross(call, node, &x)
     for row in range(rows):
-        for k in range(node.source_count):
+        for k in range(x.fixed, node.source_count):
             _read_operand(call, node, &x, k, row)
         if node.sequence:
             out.lengths[row] = <int32_t>_cross_elements(call, node, out, &x)
         else:
             out.lengths[row] = <int32_t>_emit_crosses(call, node, out, &x)
+            if row == 0:
+                _fix_leading(call, node, &x)
     return 0

@@ -323,4 +323,3 @@ cdef class CompiledPlan:
             found.append(wrap_column(
                 &o.nested if o.sequence else &o.flat, arena))
         return found
-

@@ -275,13 +275,13 @@ cdef int _layout(
 ) noexcept nogil:
     """Fixed or exponent notation, as ``repr`` chooses; returns the length."""
     cdef int n = 0
-    cdef int i
+    cdef int i, _i
     if SMALLEST_FIXED <= exponent < LARGEST_FIXED:
         if exponent < 0:
             out[0] = 48
             out[1] = 46
             n = 2
-            for i in range(-exponent - 1):
+            for _i in range(-exponent - 1):
                 out[n] = 48
                 n += 1
         for i in range(count):
@@ -290,7 +290,7 @@ cdef int _layout(
                 n += 1
             out[n] = digits[i]
             n += 1
-        for i in range(count, exponent + 1):
+        for _i in range(count, exponent + 1):
             out[n] = 48
             n += 1
         return n
