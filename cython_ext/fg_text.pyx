@@ -273,7 +273,10 @@ cdef int _shortest(
 cdef int _layout(
     const char *digits, int count, int exponent, char *out
 ) noexcept nogil:
-    """Fixed or exponent notation, as ``repr`` chooses; returns the length."""
+    """Fixed or exponent notation, as ``repr`` chooses; returns the length.
+
+    NOTE(14.9): integral values have no ``.0``; float32 and float64 alike.
+    """
     cdef int n = 0
     cdef int i, _i
     if SMALLEST_FIXED <= exponent < LARGEST_FIXED:

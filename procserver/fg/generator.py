@@ -50,6 +50,7 @@ class FeatureGenerator:
     :param threads: threads that a call may use
     :param farm_hash: hash with FarmHash Fingerprint64 instead of ``std::hash``;
         must match training, where ``USE_FARM_HASH_TO_BUCKETIZE`` chose it
+        (NOTE(14.2): no export records it)
     :raises FgConfigError: naming feature, key and reason
 
     Tensors are named and typed as in section 5 of the specification:
