@@ -2,7 +2,7 @@
 """combo_feature: crosses of the tokens of several inputs (spec section 8.3)."""
 
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memchr, memcpy
+from libc.string cimport memcpy
 
 from cython_ext.arena cimport block_alloc
 from cython_ext.column cimport (
@@ -10,7 +10,8 @@ from cython_ext.column cimport (
 from cython_ext.fg_bucket cimport bucket_text
 from cython_ext.fg_cells cimport (
     FORM_TEXT, PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, append_id,
-    append_key, cell_piece, next_element, next_token, open_elements, start_output)
+    append_key, cell_piece, holds_byte, next_element, next_token, open_elements,
+    start_output)
 from cython_ext.fg_node cimport (
     ORIGIN_NODE, Call, Node, Source, append_default, append_text, check_shapes,
     number_text, rows_of, source_view)
@@ -232,7 +233,7 @@ cdef int _read_operand(
         if v.kind == STRING and t.count == 1 and not cell_is_null(v, row):
             # PERF: the usual text cell is one token.
             text = string_at(&v.values, row, &length)
-            if length and memchr(text, node.separator, length) == NULL:
+            if length and not holds_byte(text, length, node.separator):
                 t.items[0].text = text
                 t.items[0].length = length
                 return 0

@@ -10,7 +10,8 @@ from cython_ext.column cimport (
 from cython_ext.fg_bucket cimport bucket_integer, bucket_number, bucket_text
 from cython_ext.fg_cells cimport (
     FORM_TEXT, PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, append_id,
-    append_key, cell_piece, next_element, next_token, open_elements, start_output,
+    append_key, cell_piece, holds_byte, next_element, next_token, open_elements,
+    start_output,
     value_as_double, value_as_float, value_as_integer)
 from cython_ext.fg_node cimport (
     ORIGIN_NODE, Call, Node, append_default, append_token, check_shapes,
@@ -152,7 +153,7 @@ cdef int _run_id_strings(
         if length == 0 or cell_is_null(v, row):
             append_default(node, o)
             o.lengths[row] = node.has_default
-        elif memchr(text, node.separator, length) == NULL:
+        elif not holds_byte(text, length, node.separator):
             append_id(o, bucket_text(&node.bucketizer, text, length))
             o.lengths[row] = 1
         else:

@@ -27,18 +27,28 @@ except ImportError:
 
 ROWS = 300
 SIZE = 1_000_003
+PARTS = {"id": "t", "integer_id": "n", "combo": "c", "boundaries": "r"}
 BOUNDARIES = [float(i) for i in range(32)]
 
 
-def median_ns(function: Callable[[], Any], rounds: int = 31, inner: int = 20) -> float:
-    """Median over rounds of the CPU time of one call, in nanoseconds."""
-    times = []
+def interleaved(
+    functions: dict[str, Callable[[], Any]], rounds: int = 31
+) -> dict[str, list[float]]:
+    """CPU nanoseconds of one call, per round; rounds take the functions in turn.
+
+    Figures of one round are compared with each other, so that a clock which
+    changes its pace does not tilt the ratios.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
-        start = time.thread_time_ns()
-        for _ in range(inner):
-            function()
-        times.append((time.thread_time_ns() - start) / inner)
-    return statistics.median(times)
+        for name, function in functions.items():
+            start = time.thread_time_ns()
+            calls = 0
+            while calls < 3 or time.thread_time_ns() - start < 2_000_000:
+                function()
+                calls += 1
+            times[name].append((time.thread_time_ns() - start) / calls)
+    return times
 
 
 def feature(kind: str, name: str, expression: Any, **more: Any) -> dict[str, Any]:
@@ -103,56 +113,65 @@ def python_columns(user: dict[str, list[Any]], item: dict[str, list[Any]]) -> An
     return out
 
 
-def time_plan(
+def plan_calls(
     entries: list[dict[str, Any]],
     user: dict[str, list[Any]],
     item: dict[str, list[Any]],
     rows: int,
-) -> tuple[float, float]:
-    """Nanoseconds of the kernels alone, and of a whole ``generate`` call."""
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The kernels alone, and a whole ``generate`` call with its arrays."""
     generator = FeatureGenerator({"features": entries}, farm_hash=True)
     users, items = columns_of(user), columns_of(item)
-    bound = [
+    bound: list[Column | None] = [
         (users if slot.side == "user" else items)[slot.name]
         for slot in generator.plan.slots
     ]
-    compiled = generator._compiled
-    alone = median_ns(lambda: compiled.compute(bound, rows))
-    whole = median_ns(lambda: generator.generate(users, items, {}, rows, tile=False))
-    return alone, whole
+    compiled = generator.compiled
+    return (
+        lambda: compiled.compute(bound, rows),
+        lambda: generator.generate(users, items, {}, rows, tile=False),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", help="also write the figures to this file")
     arguments = parser.parse_args()
-    figures: dict[str, float] = {}
     user, item = mix_columns(ROWS)
-    parts = {"id": "t", "integer": "n", "combo": "c", "boundaries": "r"}
-    for label, letter in parts.items():
+    calls: dict[str, Callable[[], Any]] = {}
+    counts = {}
+    for label, letter in PARTS.items():
         entries = [e for e in mix() if e["feature_name"][0] == letter]
-        alone, _ = time_plan(entries, user, item, ROWS)
-        figures[f"{label}_ns_per_value"] = alone / (len(entries) * ROWS)
+        calls[label], _ = plan_calls(entries, user, item, ROWS)
+        counts[label] = len(entries) * ROWS
     texts = [column for name, column in columns_of(item).items() if name[0] == "t"]
-    bare = median_ns(lambda: [fold_hashes(text, farm=True) for text in texts])
-    figures["bare_farmhash_ns"] = bare / (len(texts) * ROWS)
-    figures["id_over_bare_farmhash"] = (
-        figures["id_ns_per_value"] / figures["bare_farmhash_ns"]
+    calls["bare_farmhash"] = lambda: [fold_hashes(t, farm=True) for t in texts]
+    counts["bare_farmhash"] = len(texts) * ROWS
+    calls["mix"], calls["mix_generate"] = plan_calls(mix(), user, item, ROWS)
+    calls["one_item"], calls["one_item_generate"] = plan_calls(
+        mix(), *mix_columns(1), 1
     )
-    alone, whole = time_plan(mix(), user, item, ROWS)
-    python = median_ns(lambda: python_columns(user, item), rounds=11, inner=2)
-    one_user, one_item = mix_columns(1)
-    fixed, fixed_whole = time_plan(mix(), one_user, one_item, 1)
+    calls["python"] = lambda: python_columns(user, item)
+    counts["mix"] = counts["python"] = 50 * ROWS
+    times = interleaved(calls)
+
+    def ratio(above: str, below: str) -> float:
+        pairs = zip(times[above], times[below], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    figures = {
+        f"{name}_ns_per_value": statistics.median(times[name]) / count
+        for name, count in counts.items()
+    }
     figures |= {
-        "mix_kernels_us": alone / 1e3,
-        "mix_ns_per_value": alone / (50 * ROWS),
-        "mix_generate_us": whole / 1e3,
-        "python_us": python / 1e3,
-        "python_over_kernels": python / alone,
-        "python_over_generate": python / whole,
-        "one_item_kernels_us": fixed / 1e3,
-        "one_item_generate_us": fixed_whole / 1e3,
-        "one_item_over_300_kernels": fixed / alone,
+        f"{name}_us": statistics.median(times[name]) / 1e3
+        for name in ("mix", "mix_generate", "one_item", "one_item_generate", "python")
+    }
+    figures |= {
+        "python_over_kernels": ratio("python", "mix"),
+        "python_over_generate": ratio("python", "mix_generate"),
+        "id_over_bare_farmhash": ratio("id", "bare_farmhash"),
+        "one_item_over_300_items": ratio("one_item", "mix"),
     }
     for name, value in figures.items():
         print(f"{name:28} {value:10.3f}")
