@@ -5,10 +5,11 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 cimport cython
 
 from cython_ext.arena cimport Block
-from cython_ext.fg_hash cimport farm_hash, std_hash
+from cython_ext.fg_hash cimport (
+    farm_hash, farm_hash_words, std_hash, std_hash_words)
 from cython_ext.fg_text cimport (
-    NUMBER_CHARS, PARSED, format_double, format_float, format_int64, parse_double,
-    parse_int64)
+    NUMBER_CHARS, PARSED, digit_words, format_double, format_float, format_int64,
+    parse_double, parse_int64)
 
 
 cdef enum BucketKind:
@@ -61,18 +62,16 @@ cdef int load_normalizer(Normalizer *n, object spec) except -1
 
 cdef inline int64_t bucket_float(const Bucketizer *b, float x) noexcept nogil:
     """Number of boundaries at or below ``x`` (std::upper_bound)."""
-    cdef int64_t low = 0
+    cdef const float *base = b.bounds
     cdef int64_t size = b.bounds_count
     cdef int64_t half
-    # NOTE(14, boundaries of NaN): as std::upper_bound, NaN goes right of all.
-    while size > 0:
+    # NOTE(4, boundaries of NaN): as std::upper_bound, NaN goes right of all.
+    # PERF: no branch depends on the value.
+    while size > 1:
         half = size >> 1
-        if x < b.bounds[low + half]:
-            size = half
-        else:
-            low += half + 1
-            size -= half + 1
-    return low
+        base += half * (1 - <int64_t>(x < base[half - 1]))
+        size -= half
+    return (base - b.bounds) + (1 - <int64_t>(x < base[0]))
 
 
 cdef inline int64_t bucket_in_range(const Bucketizer *b, int64_t v) noexcept nogil:
@@ -110,13 +109,24 @@ cdef inline int64_t bucket_text(
     return bucket_float(b, <float>number)
 
 
+@cython.cdivision(True)
 cdef inline int64_t bucket_integer(const Bucketizer *b, int64_t v) noexcept nogil:
     """The id of an integer, which hashes as its decimal text."""
     cdef char[NUMBER_CHARS] text
+    cdef uint64_t first = 0
+    cdef uint64_t last = 0
+    cdef int length
     if b.kind == BUCKET_NUMBER:
         return bucket_in_range(b, v)
     if b.kind == BUCKET_BOUNDARIES:
         return bucket_float(b, <float>v)
+    # PERF: text that was just written byte by byte is slow to read back as
+    # words, so the usual integers never leave the registers.
+    if 0 <= v < <int64_t>10000000000000000 and b.kind != BUCKET_VOCAB:
+        length = digit_words(<uint64_t>v, &first, &last)
+        if b.kind == BUCKET_FARM_HASH:
+            return <int64_t>(farm_hash_words(first, last, length) % b.size)
+        return <int64_t>(std_hash_words(first, last, length) % b.size)
     return bucket_text(b, text, format_int64(v, text))
 
 
