@@ -220,6 +220,24 @@ def test_chunked_and_dictionary_columns(generator):
     assert plain(generator.transform({"city": encoded})) == plain(whole)
 
 
+@pytest.mark.parametrize(
+    ("cells", "same"),
+    [
+        (pa.array(["a", None, "b\x1dc"]), "a;;b\x1dc"),
+        (pa.array([7, None, 8], pa.int64()), "7;;8"),
+        (pa.array([["a", "b"], None, []]), "a\x1db;;"),
+        (pa.array([], pa.string()), ""),
+    ],
+)
+def test_joined_item_features_are_a_sequence(generator, cells, same):
+    """Item columns gathered for a list of ids, nested into one user cell."""
+    joined = {"clicks__brand": Column.from_arrow(cells).nest()}
+    written = columns({"clicks__brand": pa.array([same])})
+    found = generator.generate(joined, {}, {}, 2, tile=True)
+    expected = generator.generate(written, {}, {}, 2, tile=True)
+    assert plain(found) == plain(expected)
+
+
 def test_default_row(generator):
     row = generator.default_row()
     assert row["vector"].tolist() == [0, 0]
