@@ -71,7 +71,13 @@ def on_starting(server: Any) -> None:
         service.model.fg_mode,
         "FarmHash" if service.envs.farm_hash else "std::hash",
     )
+    # Vendor switches such as PYTORCH_TENSOREXPR_FALLBACK are torch's own.
+    os.environ.update(service.envs.raw)
     try:
+        if service.engine != "torch":
+            raise ServiceError(
+                f"processor {service.processor!r}: TensorFlow models are not served yet"
+            )
         for mount in service.copies:
             fetch(mount, service.state_dir)
         removed = reclaim()

@@ -143,6 +143,14 @@ def test_a_missing_item_table_ends_with_status_4(
     assert segments("hungry") == []
 
 
+def test_tensorflow_services_are_refused(launch: Launch, tmp_path: Path) -> None:
+    config = tiny.write(tmp_path / "service", "tf", processor="easyrec-2.4")
+    server = launch(config).launch()
+    assert server.process is not None
+    assert server.process.wait(60) == 4
+    assert "TensorFlow" in server.text()
+
+
 @pytest.mark.parametrize("broken", ["scripted_model.pt", "fg.json"])
 def test_a_broken_export_ends_with_status_3(
     launch: Launch, tmp_path: Path, broken: str
