@@ -15,7 +15,7 @@ from cython_ext.fg_cells cimport (
     value_as_double, value_as_float, value_as_integer)
 from cython_ext.fg_node cimport (
     ORIGIN_NODE, Call, Node, append_default, append_token, check_shapes,
-    number_text, rows_of, source_view)
+    number_text, register_operator, rows_of, source_view)
 from cython_ext.fg_text cimport NUMBER_CHARS, PARSED, parse_double
 
 cdef enum:
@@ -245,3 +245,6 @@ cdef int run_id(Call *call, Node *node, Output *out) except -1 nogil:
         cell_piece(v, row, split_single, &piece)
         out.lengths[row] = <int32_t>_emit_id(node, out, &piece)
     return 0
+
+
+register_operator("id", run_id, NULL)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cython_ext.column import Column
 from procserver.errors import BadFeature, FgConfigError
 from procserver.fg import FeatureGenerator, SequenceJoin
-from procserver.fg.spec import OPERATORS
+from procserver.fg.types import TYPES
 
 EXAMPLES = Path(__file__).parent.parent / "data" / "fg" / "fg_examples"
 
@@ -350,7 +350,7 @@ def is_implemented(path):
         for one in entry.get("features", [entry]):
             kind = one["feature_type"].removeprefix("sequence_")
             # method=expression needs the expression language.
-            if kind not in OPERATORS or "expression" in one.get("normalizer", ""):
+            if kind not in TYPES or "expression" in one.get("normalizer", ""):
                 return False
     return True
 
