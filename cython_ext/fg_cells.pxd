@@ -49,6 +49,7 @@ ctypedef struct Elements:
 ctypedef struct Output:
     # A feature's values during one run; grows in the run's arena.
     Block **head
+    const char *name         # of the feature, for error messages
     int64_t rows
     int32_t form
     bint sequence

@@ -75,6 +75,7 @@ cdef int _run_nodes(
     for i in range(count):
         out = &call.outputs[i]
         out.head = call.head
+        out.name = nodes[i].name
         out.form = nodes[i].form
         out.sequence = nodes[i].sequence
         out.weighted = nodes[i].weighted

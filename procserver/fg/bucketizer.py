@@ -54,6 +54,8 @@ class Bucketizer:
 
     def id_of_default(self, text: bytes, *, farm_hash: bool) -> int:
         """The id of a default value, which is one token."""
+        if self.kind == "vocab":
+            return self.words.get(text, self.fallback)
         return BucketTable(self.compiled(farm_hash=farm_hash)).of_text(text)
 
 
