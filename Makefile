@@ -21,7 +21,7 @@ $(PACKAGES): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q $(PIP_TORCH) $(TORCH)
-	$(BIN)/python -m pip install -q "setuptools>=77" "Cython>=3.1" "grpcio-tools>=1.73,<1.76" "numpy>=2"
+	$(BIN)/python -m pip install -q "setuptools>=77" "Cython>=3.1" "grpcio-tools>=1.73,<1.74" "numpy>=2"
 	touch $@
 
 $(BUILT): $(PACKAGES) setup.py $(SOURCES)
