@@ -54,6 +54,7 @@ ctypedef struct Output:
     int32_t form
     bint sequence
     bint weighted
+    int64_t width            # NUMBERS: columns of a dense row
     int64_t count
     int64_t capacity
     int64_t *ids

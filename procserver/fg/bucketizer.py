@@ -25,6 +25,15 @@ KEYS = (
     "num_buckets",
     "boundaries",
 )
+# NOTE(4): the order for lookup_feature, match_feature and custom_feature.
+LOOKUP_ORDER = (
+    "hash_bucket_size",
+    "num_buckets",
+    "vocab_list",
+    "vocab_dict",
+    "vocab_file",
+    "boundaries",
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,11 @@ class Bucketizer:
     fallback: int = 0
     words: Mapping[bytes, int] = field(default_factory=dict)
     boundaries: tuple[float, ...] = ()
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether ids come from numbers rather than from text."""
+        return self.kind in ("number", "boundaries")
 
     def compiled(self, *, farm_hash: bool) -> "BucketSpec":
         """The form that the kernels load."""
@@ -64,21 +78,31 @@ def read_bucketizer(
 ) -> Bucketizer | None:
     """The one bucketizer of an entry, or None.
 
+    ``allowed``: those that the type takes, in the order in which one is chosen.
     Keys whose value is 0 or empty count as absent, as in the protobuf messages
     that they come from.
 
     :raises FgConfigError: for a bucketizer that the type does not take, a
         vocabulary without ``default_bucketize_value``, or unusable values
     """
-    for key in KEYS:
-        spellings = (key, "bucketize_boundaries") if key == "boundaries" else (key,)
-        spelling, found = entry.raw(*spellings)
-        if not entry.has(*spellings) or found in (0, "0", "", [], {}):
-            continue
-        if key not in allowed:
-            raise entry.refuse(spelling, "this feature type has no such bucketizer")
-        return _READERS[key](entry, spelling, found, asset_dir)
-    return None
+    present = [key for key in KEYS if _written(entry, key) is not None]
+    if not present:
+        return None
+    if present[0] not in allowed:
+        spelling = (_written(entry, present[0]) or ("", None))[0]
+        raise entry.refuse(spelling, "this feature type has no such bucketizer")
+    key = next(key for key in allowed if key in present)
+    spelling, found = _written(entry, key) or ("", None)
+    return _READERS[key](entry, spelling, found, asset_dir)
+
+
+def _written(entry: Entry, key: str) -> tuple[str, Any] | None:
+    """A bucketizer key as spelled, and its value; None if there is none."""
+    spellings = (key, "bucketize_boundaries") if key == "boundaries" else (key,)
+    spelling, found = entry.raw(*spellings)
+    if not entry.has(*spellings) or found in (0, "0", "", [], {}):
+        return None
+    return spelling, found
 
 
 def _hash(entry: Entry, key: str, found: Any, _: Path) -> Bucketizer:

@@ -4,15 +4,16 @@ from dataclasses import replace
 
 from cython_ext.column import Column
 from cython_ext.fg_plan import CompiledPlan
-from procserver.fg.plan import Form, Plan, PlannedFeature
-from procserver.fg.spec import FeatureSpec
+from procserver.fg.feature import FeatureSpec
+from procserver.fg.plan import Plan, PlannedFeature
 
 
 def compile_plan(plan: Plan, *, farm_hash: bool) -> CompiledPlan:
     """The plan that generates tensors."""
     compiled = _empty(plan, len(plan.features))
     for feature in plan.features:
-        _add(compiled, feature, farm_hash=farm_hash)
+        payload = feature.spec.type.payload(feature.spec)
+        _add(compiled, feature, payload, farm_hash=farm_hash)
     return compiled
 
 
@@ -26,12 +27,15 @@ def compile_unbucketized(
     """
     compiled = _empty(plan, 2 * len(plan.features))
     for feature in plan.features:
-        _add(compiled, feature, farm_hash=farm_hash)
+        payload = feature.spec.type.payload(feature.spec)
+        _add(compiled, feature, payload, farm_hash=farm_hash)
     numbers = {}
     for feature in plan.features:
-        form: Form = "numbers" if feature.spec.operator == "raw" else "text"
-        bare = replace(feature, spec=replace(feature.spec, bucketizer=None), form=form)
-        numbers[feature.spec.name] = _add(compiled, bare, farm_hash=farm_hash)
+        spec = replace(feature.spec, bucketizer=None, stub=True)
+        bare = replace(feature, spec=spec, form=spec.form)
+        # What an operator does may depend on the bucketizer, even without it.
+        payload = spec.type.payload(feature.spec)
+        numbers[spec.name] = _add(compiled, bare, payload, farm_hash=farm_hash)
     return compiled, numbers
 
 
@@ -40,7 +44,13 @@ def _empty(plan: Plan, features: int) -> CompiledPlan:
     return CompiledPlan([slot.name for slot in plan.slots], literals, features)
 
 
-def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) -> int:
+def _add(
+    compiled: CompiledPlan,
+    feature: PlannedFeature,
+    payload: object,
+    *,
+    farm_hash: bool,
+) -> int:
     spec = feature.spec
     prefix = _prefix(spec)
     default = None if spec.default is None else prefix + spec.default.encode()
@@ -48,7 +58,7 @@ def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) ->
     bucketizer = None
     if spec.bucketizer is not None:
         bucketizer = spec.bucketizer.compiled(farm_hash=farm_hash)
-        if default is not None and spec.operator != "raw":
+        if default is not None and not _is_number(spec):
             default_id = spec.bucketizer.id_of_default(default, farm_hash=farm_hash)
     return compiled.add(
         spec.operator,
@@ -58,13 +68,15 @@ def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) ->
                 one.origin,
                 one.index,
                 one.ref.sequence,
-                spec.weighted and not one.ref.sequence,
+                not one.ref.sequence
+                and spec.type.maps(spec.details, one.ref, spec.weighted),
                 f"{one.ref.side}:{one.ref.name}",
             )
             for one in feature.inputs
         ],
         form=feature.form,
         value_dim=spec.value_dim,
+        width=spec.width,
         sequence=spec.sequence is not None,
         weighted=spec.weighted,
         separator=spec.separator,
@@ -79,7 +91,13 @@ def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) ->
         emit=feature.emitted,
         keys=feature.has_keys,
         one_row=feature.side == "user",
+        details=payload,
     )
+
+
+def _is_number(spec: FeatureSpec) -> bool:
+    """Whether a default becomes an id as a number, else as text."""
+    return spec.numeric and (spec.bucketizer is None or spec.bucketizer.is_numeric)
 
 
 def _prefix(spec: FeatureSpec) -> bytes:
@@ -87,10 +105,9 @@ def _prefix(spec: FeatureSpec) -> bytes:
 
     NOTE(4, order of work): a default value is prefixed like any other value.
     """
-    numeric = spec.bucketizer is not None and spec.bucketizer.kind in (
-        "number",
-        "boundaries",
+    numeric = spec.numeric or (
+        spec.bucketizer is not None and spec.bucketizer.is_numeric
     )
-    if not spec.need_prefix or spec.operator == "raw" or numeric:
+    if not spec.need_prefix or not spec.type.prefixes or numeric:
         return b""
     return f"{spec.own_name}_".encode()
