@@ -175,7 +175,7 @@ class FeatureGenerator:
                 continue
             try:
                 column = Column.from_arrow(array)
-            except TypeError as error:
+            except (TypeError, ValueError) as error:  # ArrowInvalid is the latter
                 raise BadFeature(f"column {slot.name!r}: {error}") from error
             counts.add(len(column))
             bound.append(column)
