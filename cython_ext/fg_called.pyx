@@ -39,45 +39,36 @@ ctypedef struct Called:
     bint cells               # takes whole cells of all inputs, else texts of one
     bint split               # texts are cut at the separator
     bint single              # a cell is one text at most
-    bint tokens              # values are ids as they come, without a bucketizer
-    const int64_t *default_ids     # tokens: what an empty input becomes
-    int64_t default_ids_count
+    void *default_values     # what an empty input becomes; NULL: the default
 
 
 cdef int _load_called(Node *node, Block **head, object payload) except -1:
-    """Takes ``(function, takes, default_ids)``.
+    """Takes ``(function, takes, gives_ids, default_values)``.
 
     ``takes``: ``text`` (one per cell at most), ``texts`` (the values of a list),
     ``split`` (those, and texts cut at the separator) or ``cells``. The function
     of the first three takes a list of texts, that of ``cells`` a list of lists of
     cells, one for each input; each gives a list with one item per text or cell.
-    ``default_ids``: ids of the default value if values are ids as they come, else
-    None.
+    ``gives_ids``: values are ids as they come, without a bucketizer.
+    ``default_values``: values of an empty input, as the function would give them;
+    None if they are the default like that of any feature.
     """
     cdef Called *called = <Called *>block_alloc(head, sizeof(Called))
-    cdef int64_t *ids
-    cdef int64_t i
     memset(called, 0, sizeof(Called))
-    function, takes, default_ids = payload
+    function, takes, gives_ids, default_values = payload
     if takes not in ("text", "texts", "split", "cells"):
         raise ValueError(f"a function that takes {takes!r}")
     if takes != "cells" and node.source_count != 1:
         raise ValueError("texts come from one input")
+    if gives_ids and node.bucketizer.kind != BUCKET_NONE:
+        raise ValueError("ids come from a bucketizer or from the function")
     called.function = <void *>function
     called.cells = takes == "cells"
     called.split = takes == "split"
     called.single = takes == "text"
-    if default_ids is not None:
-        called.tokens = True
-        called.default_ids_count = len(default_ids)
-        ids = <int64_t *>block_alloc(head, len(default_ids) * 8)
-        for i in range(len(default_ids)):
-            ids[i] = default_ids[i]
-        called.default_ids = ids
-    if called.tokens != (
-        node.form == FORM_IDS and node.bucketizer.kind == BUCKET_NONE
-    ):
-        raise ValueError("ids come from a bucketizer, or from the function")
+    if default_values is not None:
+        called.default_values = <void *>default_values
+    node.gives_ids = gives_ids
     if called.single and node.sources[0].origin != ORIGIN_NODE:
         node.sources[0].accepts = ACCEPTS_SCALAR
         if node.sources[0].sequence:
@@ -330,39 +321,36 @@ cdef int _append_number_value(Node *node, Output *o, object value) except -1:
         node, o, normalize_single(&node.normalizer, <float><double>number))
 
 
-cdef int _append_result(Node *node, Output *o, object value) except -1:
-    """Appends what the function gave for one text or cell."""
-    cdef Called *called = <Called *>node.extra
+cdef int _append_value(Node *node, Output *o, object value) except -1:
     cdef int64_t number
     if value is None:
         return 0
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            if called.tokens:
-                number = item
-                append_id(o, number)
-            elif item is not None and node.default_count:
-                _append_number_value(node, o, item)
-            elif item is not None:
-                _append_text_value(node, o, item)
-        return 0
+    if node.gives_ids:
+        number = value
+        return append_id(o, number)
     if node.default_count:
         return _append_number_value(node, o, value)
     return _append_text_value(node, o, value)
 
 
-cdef int64_t _append_nothing(Node *node, Output *o) except -1:
-    """Appends the default; returns how many values that is."""
+cdef int _append_result(Node *node, Output *o, object value) except -1:
+    """Appends what the function gave for one text or cell: a value or several."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _append_value(node, o, item)
+        return 0
+    return _append_value(node, o, value)
+
+
+cdef int _append_nothing(Node *node, Output *o) except -1:
+    """Appends the default, if there is one."""
     cdef Called *called = <Called *>node.extra
-    cdef int64_t i
-    if called.tokens:
-        for i in range(called.default_ids_count):
-            append_id(o, called.default_ids[i])
-    elif node.default_count:
+    if called.default_values != NULL:
+        return _append_result(node, o, <object>called.default_values)
+    if node.default_count:
         append_real_default(node, o)
-    else:
-        append_default(node, o)
-    return 0
+        return 0
+    return append_default(node, o)
 
 
 cdef int64_t _store(
@@ -375,7 +363,7 @@ cdef int64_t _store(
         _append_result(node, o, results[i])
     if o.count == first:
         _append_nothing(node, o)
-    elif node.dense:
+    if node.dense:
         if o.count - first != node.width:
             raise _bad_result(
                 node, f"{o.count - first} values for a cell, not {node.width}")
