@@ -7,9 +7,8 @@ function is called once, with all the texts of all rows. A feature of one row (u
 side) is one call with the texts of that row.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport INT32_MAX, int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
 from cython_ext.arena cimport Block, block_alloc
@@ -257,7 +256,7 @@ cdef list _cells(Call *call, Node *node, Output *out, int64_t rows):
     """All cells of each input. Lengths are left as cells (0 or 1) to be stored."""
     cdef Elements *elements = NULL
     cdef const ColumnView *v
-    cdef int64_t row, made, i
+    cdef int64_t row, made, _i
     cdef int32_t k
     cdef list inputs = [[] for _ in range(node.source_count)]
     if node.sequence:
@@ -271,7 +270,7 @@ cdef list _cells(Call *call, Node *node, Output *out, int64_t rows):
             out.lengths[row] = 1
             continue
         made = _take_elements(call, node, inputs, elements, row)
-        for i in range(made):
+        for _i in range(made):
             append_key(out, 1)
         if made == 0:
             append_key(out, 0)
@@ -292,7 +291,10 @@ cdef int _append_text_value(Node *node, Output *o, object value) except -1:
     cdef const char *text
     if not isinstance(value, str):
         raise _bad_result(node, f"a value of {type(value).__name__}, not a text")
-    text = PyUnicode_AsUTF8AndSize(value, &length)
+    try:
+        text = PyUnicode_AsUTF8AndSize(value, &length)
+    except UnicodeEncodeError:
+        raise _bad_result(node, "a text that is not valid Unicode") from None
     # NOTE: a text of which nothing is left counts as no value, as everywhere.
     if length:
         append_token(node, o, text, length)

@@ -68,8 +68,8 @@ def read_bucketizer(
     """The one bucketizer of an entry, or None.
 
     ``allowed``: those that the type takes, in the order in which one is chosen.
-    ``other_keys`` mean something else to it. Keys whose value is 0 or empty count as absent, as in the protobuf messages
-    that they come from.
+    ``other_keys`` mean something else to it. Keys whose value is 0 or empty count
+    as absent, as in the protobuf messages that they come from.
 
     :raises FgConfigError: for a bucketizer that the type does not take, a
         vocabulary without ``default_bucketize_value``, or unusable values

@@ -92,7 +92,8 @@ def _compiled(re2: Any, entry: Entry, key: str, pattern: str, options: Any) -> A
         return re2.compile(pattern.encode(), options)
     except re2.error as error:
         reason = error.args[0] if error.args else b""
-        reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
+        if isinstance(reason, bytes):
+            reason = reason.decode(errors="replace")
         raise entry.refuse(key, f"{pattern!r:.80}: {reason!s:.120}") from error
 
 

@@ -41,9 +41,7 @@ def _choose(entry: Entry) -> OperatorType:
     return OPERATORS.get(entry.text("operator_name"), PLUGIN)
 
 
-def _unless_text(
-    details: Any, bucketizer: Bucketizer | None, value_type: str
-) -> bool:
+def _unless_text(details: Any, bucketizer: Bucketizer | None, value_type: str) -> bool:
     return value_type != "string"
 
 
