@@ -2,9 +2,15 @@
 
 from procserver.fg.feature import OperatorType
 from procserver.fg.types import (
+    bool_mask,
+    combine,
     combo,
     custom,
     id,
+    kv,
+    lookup,
+    match,
+    overlap,
     raw,
     regex_replace,
     text_normalizer,
@@ -14,24 +20,20 @@ from procserver.fg.types import (
 TYPES: dict[str, OperatorType] = {
     kind.feature_type: kind
     for kind in (
+        bool_mask.TYPE,
+        combine.TYPE,
         combo.TYPE,
         custom.TYPE,
         id.TYPE,
+        kv.TYPE,
+        lookup.TYPE,
+        match.TYPE,
+        overlap.TYPE,
         raw.TYPE,
         regex_replace.TYPE,
         text_normalizer.TYPE,
         tokenize.TYPE,
     )
 }
-NOT_YET = frozenset(
-    {
-        "bool_mask_feature",
-        "combine_feature",
-        "expr_feature",
-        "kv_dot_product",
-        "lookup_feature",
-        "match_feature",
-        "overlap_feature",
-    }
-)
+NOT_YET = frozenset({"expr_feature"})
 NEVER = frozenset({"bm25_feature", "slice_feature"})
