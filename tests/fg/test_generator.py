@@ -9,11 +9,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_models import train_bpe
 
 from cython_ext.column import Column
 from procserver.errors import BadFeature, FgConfigError
 from procserver.fg import FeatureGenerator, SequenceJoin
 from procserver.fg.types import TYPES
+from procserver.fg.types.custom import OPERATORS
 
 EXAMPLES = Path(__file__).parent.parent / "data" / "fg" / "fg_examples"
 
@@ -352,6 +354,8 @@ def is_implemented(path):
             # method=expression needs the expression language.
             if kind not in TYPES or "expression" in one.get("normalizer", ""):
                 return False
+            if kind == "custom_feature" and one["operator_name"] not in OPERATORS:
+                return False
     return True
 
 
@@ -362,11 +366,12 @@ def test_exported_examples(path, tmp_path):
     """Files of the implemented types run; others are refused by feature and type."""
     # Paths of assets as the files name them.
     shutil.copytree(EXAMPLES.parent / "fg_assets", tmp_path / "data" / "test")
+    train_bpe(tmp_path / "data" / "test" / "tokenizer.json")
     if not is_implemented(path):
         with pytest.raises(FgConfigError) as caught:
             FeatureGenerator(path, asset_dir=tmp_path)
         assert caught.value.feature
-        assert caught.value.key in ("feature_type", "normalizer")
+        assert caught.value.key in ("feature_type", "normalizer", "operator_name")
         return
     generator = FeatureGenerator(path, asset_dir=tmp_path)
     columns = {}
@@ -386,6 +391,6 @@ def test_exported_examples(path, tmp_path):
 
 def test_some_examples_are_implemented():
     assert {path.stem for path in EXAMPLES.glob("*.json") if is_implemented(path)} == {
-        "dlrm_hstu_kuairand_1k.fg", "multi_tower_din_fg_rtp_mock.fg",
+        "dlrm_hstu_kuairand_1k.fg", "dssm_fg_mock.fg", "multi_tower_din_fg_rtp_mock.fg",
         "multi_tower_din_taobao.fg", "stub_sequence_combo.fg", "tdm_fg_mock.fg",
     }  # fmt: skip
