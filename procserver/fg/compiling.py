@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from cython_ext.column import Column
 from cython_ext.fg_plan import CompiledPlan
-from procserver.fg.plan import Form, Plan, PlannedFeature
-from procserver.fg.spec import FeatureSpec
+from procserver.fg.feature import FeatureSpec
+from procserver.fg.plan import Plan, PlannedFeature
 
 
 def compile_plan(plan: Plan, *, farm_hash: bool) -> CompiledPlan:
@@ -29,9 +29,9 @@ def compile_unbucketized(
         _add(compiled, feature, farm_hash=farm_hash)
     numbers = {}
     for feature in plan.features:
-        form: Form = "numbers" if feature.spec.operator == "raw" else "text"
-        bare = replace(feature, spec=replace(feature.spec, bucketizer=None), form=form)
-        numbers[feature.spec.name] = _add(compiled, bare, farm_hash=farm_hash)
+        spec = replace(feature.spec, bucketizer=None, stub=True)
+        bare = replace(feature, spec=spec, form=spec.form)
+        numbers[spec.name] = _add(compiled, bare, farm_hash=farm_hash)
     return compiled, numbers
 
 
@@ -48,7 +48,7 @@ def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) ->
     bucketizer = None
     if spec.bucketizer is not None:
         bucketizer = spec.bucketizer.compiled(farm_hash=farm_hash)
-        if default is not None and spec.operator != "raw":
+        if default is not None and not _is_number(spec):
             default_id = spec.bucketizer.id_of_default(default, farm_hash=farm_hash)
     return compiled.add(
         spec.operator,
@@ -58,13 +58,15 @@ def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) ->
                 one.origin,
                 one.index,
                 one.ref.sequence,
-                spec.weighted and not one.ref.sequence,
+                not one.ref.sequence
+                and spec.type.maps(spec.details, one.ref, spec.weighted),
                 f"{one.ref.side}:{one.ref.name}",
             )
             for one in feature.inputs
         ],
         form=feature.form,
         value_dim=spec.value_dim,
+        width=spec.width,
         sequence=spec.sequence is not None,
         weighted=spec.weighted,
         separator=spec.separator,
@@ -79,15 +81,25 @@ def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) ->
         emit=feature.emitted,
         keys=feature.has_keys,
         one_row=feature.side == "user",
+        details=spec.type.payload(spec),
     )
 
 
+def _is_number(spec: FeatureSpec) -> bool:
+    """Whether a default becomes an id as a number, else as text."""
+    kinds = ("number", "boundaries")
+    return spec.numeric and (spec.bucketizer is None or spec.bucketizer.kind in kinds)
+
+
 def _prefix(spec: FeatureSpec) -> bytes:
-    """``<feature_name>_`` where it is asked for and text is what is bucketized."""
+    """``<feature_name>_`` where it is asked for and text is what is bucketized.
+
+    NOTE(4, order of work): a default value is prefixed like any other value.
+    """
     numeric = spec.bucketizer is not None and spec.bucketizer.kind in (
         "number",
         "boundaries",
     )
-    if not spec.need_prefix or spec.operator == "raw" or numeric:
+    if not spec.need_prefix or spec.numeric or numeric:
         return b""
     return f"{spec.own_name}_".encode()
