@@ -82,5 +82,5 @@ cdef int64_t unit_length(
 ) noexcept nogil
 cdef int start_runner(
     Runner *r, Block **head, const Program *p, const Variable *variables,
-    int64_t units, double fill) except -1 nogil
+    int64_t units, double fill, const char *name) except -1 nogil
 cdef bint next_chunk(Runner *r) noexcept nogil

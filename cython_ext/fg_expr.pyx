@@ -44,7 +44,7 @@ cdef extern from *:
 cdef enum:
     CHUNK = 512              # elements that a chunk holds, if its units allow
     # SAFETY: registers of one run hold at most this many numbers.
-    MAX_NUMBERS = 1 << 26
+    MAX_NUMBERS = 1 << 24
     DOMAIN_UNIT = -1
 
 cdef enum Op:
@@ -423,16 +423,21 @@ cdef int64_t _longest_unit(Runner *r) noexcept nogil:
     return longest
 
 
-cdef int _too_large() except -1 nogil:
+cdef int _too_large(const char *name) except -1 nogil:
     with gil:
-        raise BadFeature("an expression has too many values")
+        raise BadFeature(
+            f"feature {(<bytes>name).decode()!r}: a row has too many values for its "
+            "expression")
 
 
 cdef int start_runner(
     Runner *r, Block **head, const Program *p, const Variable *variables,
-    int64_t units, double fill
+    int64_t units, double fill, const char *name
 ) except -1 nogil:
-    """Prepares an evaluation of ``units`` units; then call :func:`next_chunk`."""
+    """Prepares an evaluation of ``units`` units; then call :func:`next_chunk`.
+
+    ``name``: of the feature, for the error message.
+    """
     cdef int64_t longest, i
     cdef int32_t k
     cdef double *room
@@ -449,7 +454,7 @@ cdef int start_runner(
     elif r.single and units < CHUNK:
         r.capacity = units
     if (r.capacity + 8) * p.registers > MAX_NUMBERS:
-        _too_large()
+        _too_large(name)
     # PERF: registers are lines apart, so that they do not compete for the
     # same sets of the first-level cache.
     i = ((r.capacity + 7) & ~<int64_t>7) + 8
@@ -782,7 +787,7 @@ cdef class Expression:
                 raise ValueError(f"{len(variables[i])} units, not 1 or {units}")
             _copy_variable(&columns[i], arena, variables[i])
         start_runner(
-            &runner, &arena._head, &self._program, columns, units, fill)
+            &runner, &arena._head, &self._program, columns, units, fill, b"")
         found = []
         while next_chunk(&runner):
             at = 0

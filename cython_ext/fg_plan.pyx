@@ -22,7 +22,7 @@ from cython_ext.fg_node cimport (
     ORIGIN_NODE, ORIGIN_SLOT, Call, Node, Source, load_operator)
 
 # Operators register themselves when they are imported.
-from cython_ext import fg_combo, fg_id, fg_raw  # noqa: F401
+from cython_ext import fg_combo, fg_formula, fg_id, fg_raw  # noqa: F401
 
 from procserver.errors import BadFeature
 
@@ -172,7 +172,7 @@ cdef class CompiledPlan:
         node.default_length = len(default_text or b"")
         node.default_id = default_id
         load_bucketizer(&node.bucketizer, head, bucketizer)
-        load_normalizer(&node.normalizer, normalizer)
+        load_normalizer(&node.normalizer, head, normalizer)
         if (node.form == FORM_IDS) != (node.bucketizer.kind != BUCKET_NONE):
             raise ValueError(f"feature {name!r}: ids come from a bucketizer")
         numbers = <float *>block_alloc(head, len(default_numbers) * sizeof(float))

@@ -1,12 +1,13 @@
 """All types of features: one module and one line here for each."""
 
 from procserver.fg.feature import OperatorType
-from procserver.fg.types import combo, id, raw
+from procserver.fg.types import combo, expr, id, raw
 
 TYPES: dict[str, OperatorType] = {
     kind.feature_type: kind
     for kind in (
         combo.TYPE,
+        expr.TYPE,
         id.TYPE,
         raw.TYPE,
     )
@@ -16,7 +17,6 @@ NOT_YET = frozenset(
         "bool_mask_feature",
         "combine_feature",
         "custom_feature",
-        "expr_feature",
         "kv_dot_product",
         "lookup_feature",
         "match_feature",
