@@ -22,7 +22,8 @@ from cython_ext.fg_node cimport (
     ORIGIN_NODE, ORIGIN_SLOT, Call, Node, Source, load_operator)
 
 # Operators register themselves when they are imported.
-from cython_ext import fg_combo, fg_formula, fg_id, fg_raw  # noqa: F401
+from cython_ext import (  # noqa: F401
+    fg_called, fg_combo, fg_distance, fg_formula, fg_id, fg_raw)
 
 from procserver.errors import BadFeature
 
@@ -173,8 +174,6 @@ cdef class CompiledPlan:
         node.default_id = default_id
         load_bucketizer(&node.bucketizer, head, bucketizer)
         load_normalizer(&node.normalizer, head, normalizer)
-        if (node.form == FORM_IDS) != (node.bucketizer.kind != BUCKET_NONE):
-            raise ValueError(f"feature {name!r}: ids come from a bucketizer")
         numbers = <float *>block_alloc(head, len(default_numbers) * sizeof(float))
         for i in range(len(default_numbers)):
             numbers[i] = <float><double>default_numbers[i]
@@ -184,6 +183,10 @@ cdef class CompiledPlan:
         node.dense = emit and node.form == FORM_NUMBERS
         self._add_sources(node, sources)
         load_operator(node, head, operator, details)
+        if (node.form == FORM_IDS) != (
+            node.gives_ids or node.bucketizer.kind != BUCKET_NONE
+        ):
+            raise ValueError(f"feature {name!r}: ids come from a bucketizer")
         self._details.append(details)
         emitted = &self._emitted[number]
         emitted.tensor = TENSOR_NONE

@@ -4,21 +4,21 @@ from pathlib import Path
 
 from procserver.fg.entry import Entry
 from procserver.fg.expression import compile_formula
-from procserver.fg.feature import OperatorType, always_numeric
-from procserver.fg.types.expr import Expr, payload, variable_name, width
+from procserver.fg.feature import OperatorType, always_numeric, kept
+from procserver.fg.inputs import some_expressions
+from procserver.fg.types.expr import Expr, payload, variable_name
+from procserver.fg.types.raw import MAX_WIDTH
 
 DISTANCE = "spherical_distance"
 
 
-def _inputs(entry: Entry) -> list[tuple[str, str]]:
-    written = entry.strings("expression") or ()
-    if not written:
-        raise entry.refuse("expression", "must list one side:name or more")
-    return [("expression", text) for text in written]
+def _width(entry: Entry) -> int:
+    """Columns of a dense row; 0: as many as a run computes."""
+    return entry.integer("value_dim", "value_dimension", default=1, high=MAX_WIDTH)
 
 
 def _read_details(entry: Entry, asset_dir: Path) -> Expr:
-    names = [variable_name(written) for _, written in _inputs(entry)]
+    names = [variable_name(written) for _, written in some_expressions(entry)]
     text = entry.text("formula").strip()
     if text == DISTANCE:
         if len(names) != 4:
@@ -34,10 +34,11 @@ def _read_details(entry: Entry, asset_dir: Path) -> Expr:
 TYPE = OperatorType(
     feature_type="custom_feature",
     operator="formula",
-    inputs=_inputs,
+    inputs=some_expressions,
     value_type="float",
     default="0",
-    width=width,
+    value_dim=kept(1, 1),
+    width=_width,
     numeric=always_numeric,
     normalizes=True,
     spreads=True,
