@@ -400,7 +400,8 @@ cdef int _write(
     """Appends the results of one unit.
 
     NOTE(8.8): ``value_dim`` n keeps the first n of more values; a dense row
-    repeats a single value, and any other number of values is an error.
+    repeats a single value, and any other number of values is an error. A default
+    is n values, as of raw_feature.
     """
     cdef int64_t kept = count
     cdef int64_t i

@@ -18,9 +18,15 @@ class Expr:
     fill: float = math.nan
 
 
-def variable_name(written: str) -> str:
-    """What a formula calls the input ``side:name``."""
-    return written.partition(":")[2]
+def variable_names(entry: Entry, written: list[tuple[str, str]]) -> list[str]:
+    """What a formula calls its inputs: the part after ``side:``."""
+    names = []
+    for key, text in written:
+        _, colon, name = text.partition(":")
+        if not colon:
+            raise entry.refuse(key, f"{text!r:.60} is not side:name")
+        names.append(name)
+    return names
 
 
 def width(entry: Entry) -> int:
@@ -55,7 +61,7 @@ def _read_fill(entry: Entry) -> float:
 def _read_details(entry: Entry, asset_dir: Path) -> Expr:
     # NOTE(8.8): a listed variable that the formula does not use still makes a
     # row of which it is empty a default.
-    names = [variable_name(written) for _, written in _variables(entry)]
+    names = variable_names(entry, _variables(entry))
     text = entry.text("expression")
     formula = compile_formula(text, names, feature=entry.name, key="expression")
     return Expr(formula, _read_fill(entry))

@@ -6,7 +6,7 @@ from procserver.fg.entry import Entry
 from procserver.fg.expression import compile_formula
 from procserver.fg.feature import OperatorType, always_numeric, kept
 from procserver.fg.inputs import some_expressions
-from procserver.fg.types.expr import Expr, payload, variable_name
+from procserver.fg.types.expr import Expr, payload, variable_names
 from procserver.fg.types.raw import MAX_WIDTH
 
 DISTANCE = "spherical_distance"
@@ -18,7 +18,7 @@ def _width(entry: Entry) -> int:
 
 
 def _read_details(entry: Entry, asset_dir: Path) -> Expr:
-    names = [variable_name(written) for _, written in some_expressions(entry)]
+    names = variable_names(entry, some_expressions(entry))
     text = entry.text("formula").strip()
     if text == DISTANCE:
         if len(names) != 4:
