@@ -23,7 +23,8 @@ class InputRef:
 
     ``column`` is the name under which the input is given: ``name``, or
     ``<sequence_name>__<name>`` for the sequence inputs of a group. ``key`` is the
-    key of ``fg.json`` that names the input.
+    key of ``fg.json`` that names the input. ``spread``: it is a sequence only if it
+    has several elements; a single one stands for any number.
     """
 
     side: Side
@@ -31,6 +32,7 @@ class InputRef:
     column: str
     sequence: bool
     key: str = "expression"
+    spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,11 @@ def takes_no_maps(details: Any, ref: InputRef, weighted: bool) -> bool:
     return False
 
 
+def gives_values(details: Any) -> bool:
+    """For types whose ids come from a bucketizer, if there is one."""
+    return False
+
+
 def nothing_to_load(spec: "FeatureSpec") -> object | None:
     """For types whose kernel takes nothing beyond what all kernels take."""
     return None
@@ -134,6 +141,12 @@ class OperatorType:
     bucketizers: tuple[str, ...] = KEYS
     """Bucketizers that the type takes; of several, the first one is chosen."""
 
+    other_keys: frozenset[str] = frozenset()
+    """Keys of bucketizers that mean something else to the type."""
+
+    gives_ids: Callable[[Any], bool] = gives_values
+    """Whether values are ids as they come, given the details."""
+
     numeric: Callable[[Any, Bucketizer | None, str], bool] = not_numeric
     """Whether values are numbers before bucketization, else text."""
 
@@ -152,6 +165,10 @@ class OperatorType:
     whole: frozenset[str] = frozenset()
     """Keys of inputs that are sequences only if they clearly are so."""
 
+    spreads: bool = False
+    """If no input is a sequence by the rules: those are that have several elements,
+    read from columns without the group's name."""
+
     maps: Callable[[Any, InputRef, bool], bool] = takes_no_maps
     """Whether an input may be a map; given the details and ``weighted``."""
 
@@ -160,6 +177,9 @@ class OperatorType:
 
     payload: Callable[["FeatureSpec"], object | None] = nothing_to_load
     """What the kernel's loader is given."""
+
+    variant: Callable[[Entry], "OperatorType"] | None = None
+    """Chooses a narrower type by the entry, where one name covers several."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +219,7 @@ class FeatureSpec:
     @property
     def form(self) -> Form:
         """What its values are."""
-        if self.bucketizer is not None:
+        if self.bucketizer is not None or self.type.gives_ids(self.details):
             return "ids"
         return "numbers" if self.numeric else "text"
 

@@ -1,7 +1,6 @@
 """Online and offline generation: sides, tiling, sequences, descriptions."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from cython_ext.column import Column
 from procserver.errors import BadFeature, FgConfigError
 from procserver.fg import FeatureGenerator, SequenceJoin
 from procserver.fg.types import TYPES
+from procserver.fg.types.custom import OPERATORS
 
 EXAMPLES = Path(__file__).parent.parent / "data" / "fg" / "fg_examples"
 
@@ -349,8 +349,9 @@ def is_implemented(path):
     for entry in json.loads(path.read_text())["features"]:
         for one in entry.get("features", [entry]):
             kind = one["feature_type"].removeprefix("sequence_")
-            # method=expression needs the expression language.
-            if kind not in TYPES or "expression" in one.get("normalizer", ""):
+            if kind not in TYPES:
+                return False
+            if kind == "custom_feature" and one["operator_name"] not in OPERATORS:
                 return False
     return True
 
@@ -358,17 +359,16 @@ def is_implemented(path):
 @pytest.mark.parametrize(
     "path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem
 )
-def test_exported_examples(path, tmp_path):
+def test_exported_examples(path, example_assets):
     """Files of the implemented types run; others are refused by feature and type."""
-    # Paths of assets as the files name them.
-    shutil.copytree(EXAMPLES.parent / "fg_assets", tmp_path / "data" / "test")
+    assets = example_assets(path)
     if not is_implemented(path):
         with pytest.raises(FgConfigError) as caught:
-            FeatureGenerator(path, asset_dir=tmp_path)
+            FeatureGenerator(path, asset_dir=assets)
         assert caught.value.feature
-        assert caught.value.key in ("feature_type", "normalizer")
+        assert caught.value.key == "operator_name"
         return
-    generator = FeatureGenerator(path, asset_dir=tmp_path)
+    generator = FeatureGenerator(path, asset_dir=assets)
     columns = {}
     for one in generator.spec.features:
         width = one.value_dim if one.operator == "raw" else 1
@@ -386,6 +386,9 @@ def test_exported_examples(path, tmp_path):
 
 def test_some_examples_are_implemented():
     assert {path.stem for path in EXAMPLES.glob("*.json") if is_implemented(path)} == {
-        "dlrm_hstu_kuairand_1k.fg", "multi_tower_din_fg_rtp_mock.fg",
-        "multi_tower_din_taobao.fg", "stub_sequence_combo.fg", "tdm_fg_mock.fg",
+        "all_kinds_small.fg", "dlrm_criteo.fg", "dlrm_hstu_kuairand_1k.fg",
+        "dssm_fg_mock.fg", "multi_tower_din_fg_dynamicemb_mock.fg",
+        "multi_tower_din_fg_mock.fg", "multi_tower_din_fg_rtp_mock.fg",
+        "multi_tower_din_taobao.fg", "multi_tower_din_zch_fg_mock.fg",
+        "stub_sequence_combo.fg", "tdm_fg_mock.fg",
     }  # fmt: skip
