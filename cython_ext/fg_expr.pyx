@@ -224,6 +224,7 @@ cdef void _elementwise(
     """One instruction over ``n`` elements; ``out`` overlaps no argument."""
     cdef int64_t i
     cdef int32_t op = ins.op
+    cdef double x, y
     cdef Unary unary
     cdef Binary binary
     if op == OP_UNARY:
@@ -254,28 +255,28 @@ cdef void _elementwise(
             out[i] = a[i] if a[i] >= 0 else -a[i]
     elif op == OP_LESS:
         for i in range(n):
-            out[i] = <double>(a[i] < b[i])
+            out[i] = 1.0 if a[i] < b[i] else 0.0
     elif op == OP_LESS_EQUAL:
         for i in range(n):
-            out[i] = <double>(a[i] <= b[i])
+            out[i] = 1.0 if a[i] <= b[i] else 0.0
     elif op == OP_GREATER:
         for i in range(n):
-            out[i] = <double>(a[i] > b[i])
+            out[i] = 1.0 if a[i] > b[i] else 0.0
     elif op == OP_GREATER_EQUAL:
         for i in range(n):
-            out[i] = <double>(a[i] >= b[i])
+            out[i] = 1.0 if a[i] >= b[i] else 0.0
     elif op == OP_EQUAL:
         for i in range(n):
-            out[i] = <double>(a[i] == b[i])
+            out[i] = 1.0 if a[i] == b[i] else 0.0
     elif op == OP_NOT_EQUAL:
         for i in range(n):
-            out[i] = <double>(a[i] != b[i])
+            out[i] = 1.0 if a[i] != b[i] else 0.0
     elif op == OP_BOTH:
         for i in range(n):
-            out[i] = <double>((a[i] != 0) & (b[i] != 0))
+            out[i] = 1.0 if (a[i] != 0) & (b[i] != 0) else 0.0
     elif op == OP_EITHER:
         for i in range(n):
-            out[i] = <double>((a[i] != 0) | (b[i] != 0))
+            out[i] = 1.0 if (a[i] != 0) | (b[i] != 0) else 0.0
     elif op == OP_SMALLER:
         for i in range(n):
             out[i] = b[i] if b[i] < a[i] else a[i]
@@ -283,8 +284,12 @@ cdef void _elementwise(
         for i in range(n):
             out[i] = b[i] if a[i] < b[i] else a[i]
     elif op == OP_SELECT:
+        # PERF: both are read whatever the condition, so that the loop becomes
+        # vector instructions.
         for i in range(n):
-            out[i] = b[i] if a[i] != 0 else c[i]
+            x = b[i]
+            y = c[i]
+            out[i] = x if a[i] != 0 else y
     elif op == OP_HAVERSINE:
         for i in range(n):
             out[i] = _haversine(a[i], b[i], c[i], d[i])
