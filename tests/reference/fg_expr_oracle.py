@@ -34,7 +34,7 @@ def libm(name, *arguments):
     function = getattr(LIBM, name)
     function.restype = ctypes.c_double
     function.argtypes = [ctypes.c_double] * len(arguments)
-    return function(*arguments)
+    return np.float64(function(*arguments))
 
 
 # ------------------------------------------------------------------- reading
