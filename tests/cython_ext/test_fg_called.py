@@ -131,7 +131,7 @@ def test_numbers_are_normalised_and_dense():
     normal = ("minmax", 0, 4)
     found = run(lambda c: [2, None], "cells", [array], normalizer=normal, **options)
     assert found == {"values": [[0.5], [9]]}
-    with pytest.raises(PredictFailed, match="'f'.* 2 values for a cell, not 1"):
+    with pytest.raises(PredictFailed, match=r"'f'.* 2 values for a cell, not 1"):
         run(lambda c: [[1, 2], 1], "cells", [array], **options)
 
 
