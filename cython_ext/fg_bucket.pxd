@@ -2,13 +2,23 @@
 """Bucketizers (spec section 4) and normalizers (section 6)."""
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
-cimport cython
 
 from cython_ext.arena cimport Block
-from cython_ext.fg_hash cimport farm_hash, std_hash
+from cython_ext.fg_hash cimport (
+    farm_hash, farm_hash_words, std_hash, std_hash_words)
 from cython_ext.fg_text cimport (
-    NUMBER_CHARS, PARSED, format_double, format_float, format_int64, parse_double,
-    parse_int64)
+    NUMBER_CHARS, PARSED, digit_words, format_double, format_float, format_int64,
+    parse_double, parse_int64)
+
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static inline uint64_t fg_high_product(uint64_t a, uint64_t b) {
+        return (uint64_t)(((unsigned __int128)a * b) >> 64);
+    }
+    """
+    uint64_t fg_high_product(uint64_t a, uint64_t b) noexcept nogil
 
 
 cdef enum BucketKind:
@@ -37,6 +47,7 @@ ctypedef struct Word:
 ctypedef struct Bucketizer:
     int32_t kind
     uint64_t size            # hash buckets, or number of plain ids
+    uint64_t reciprocal      # (2**64 - 1) // size
     int64_t fallback         # id of words that the vocabulary lacks
     uint64_t mask            # vocabulary: slots - 1
     Word *words
@@ -59,20 +70,28 @@ cdef int load_bucketizer(Bucketizer *b, Block **head, object spec) except -1
 cdef int load_normalizer(Normalizer *n, object spec) except -1
 
 
+cdef inline int64_t bucket_hash(const Bucketizer *b, uint64_t h) noexcept nogil:
+    """``h % size``.
+
+    PERF: without a division. The quotient from the rounded-down reciprocal is at
+    most one too small, and size < 2**63, so one correction is enough.
+    """
+    cdef uint64_t rest = h - fg_high_product(h, b.reciprocal) * b.size
+    return <int64_t>(rest - b.size if rest >= b.size else rest)
+
+
 cdef inline int64_t bucket_float(const Bucketizer *b, float x) noexcept nogil:
     """Number of boundaries at or below ``x`` (std::upper_bound)."""
-    cdef int64_t low = 0
+    cdef const float *base = b.bounds
     cdef int64_t size = b.bounds_count
     cdef int64_t half
-    # NOTE(14, boundaries of NaN): as std::upper_bound, NaN goes right of all.
-    while size > 0:
+    # NOTE(4, boundaries of NaN): as std::upper_bound, NaN goes right of all.
+    # PERF: no branch depends on the value.
+    while size > 1:
         half = size >> 1
-        if x < b.bounds[low + half]:
-            size = half
-        else:
-            low += half + 1
-            size -= half + 1
-    return low
+        base += half * (1 - <int64_t>(x < base[half - 1]))
+        size -= half
+    return (base - b.bounds) + (1 - <int64_t>(x < base[0]))
 
 
 cdef inline int64_t bucket_in_range(const Bucketizer *b, int64_t v) noexcept nogil:
@@ -87,7 +106,6 @@ cdef inline int64_t bucket_truncated(const Bucketizer *b, double v) noexcept nog
     return bucket_in_range(b, <int64_t>v)
 
 
-@cython.cdivision(True)
 cdef inline int64_t bucket_text(
     const Bucketizer *b, const char *p, int64_t length
 ) noexcept nogil:
@@ -95,9 +113,9 @@ cdef inline int64_t bucket_text(
     cdef int64_t integer = 0
     cdef double number = 0
     if b.kind == BUCKET_FARM_HASH:
-        return <int64_t>(farm_hash(p, length) % b.size)
+        return bucket_hash(b, farm_hash(p, length))
     if b.kind == BUCKET_STD_HASH:
-        return <int64_t>(std_hash(p, length) % b.size)
+        return bucket_hash(b, std_hash(p, length))
     if b.kind == BUCKET_VOCAB:
         return find_word(b, p, length)
     if b.kind == BUCKET_NUMBER:
@@ -113,10 +131,20 @@ cdef inline int64_t bucket_text(
 cdef inline int64_t bucket_integer(const Bucketizer *b, int64_t v) noexcept nogil:
     """The id of an integer, which hashes as its decimal text."""
     cdef char[NUMBER_CHARS] text
+    cdef uint64_t first = 0
+    cdef uint64_t last = 0
+    cdef int length
     if b.kind == BUCKET_NUMBER:
         return bucket_in_range(b, v)
     if b.kind == BUCKET_BOUNDARIES:
         return bucket_float(b, <float>v)
+    # PERF: text that was just written byte by byte is slow to read back as
+    # words, so the usual integers never leave the registers.
+    if 0 <= v < <int64_t>10000000000000000 and b.kind != BUCKET_VOCAB:
+        length = digit_words(<uint64_t>v, &first, &last)
+        if b.kind == BUCKET_FARM_HASH:
+            return bucket_hash(b, farm_hash_words(first, last, length))
+        return bucket_hash(b, std_hash_words(first, last, length))
     return bucket_text(b, text, format_int64(v, text))
 
 

@@ -2,7 +2,8 @@
 """Bucketizers (spec section 4) and normalizers (section 6)."""
 
 from libc.math cimport log10
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport (
+    INT64_MAX, UINT64_MAX, int32_t, int64_t, uint32_t, uint64_t)
 from libc.string cimport memcmp, memcpy, memset
 
 from cython_ext.arena cimport Arena, Block, block_alloc
@@ -91,8 +92,10 @@ cdef int load_bucketizer(Bucketizer *b, Block **head, object spec) except -1:
         for i in range(b.bounds_count):
             bounds[i] = <float><double>table[i]
         b.bounds = bounds
-    elif b.size == 0:
-        raise ValueError("a bucketizer of no buckets")
+    elif not 0 < b.size <= <uint64_t>INT64_MAX:
+        raise ValueError(f"a bucketizer of {size} buckets")
+    else:
+        b.reciprocal = UINT64_MAX // b.size
     return 0
 
 

@@ -1,12 +1,13 @@
 # cython: language_level=3
 """What feature operators read (pieces of cells) and write (growing outputs)."""
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memchr
 
 from cython_ext.arena cimport Block
 from cython_ext.column cimport (
     ColumnView, Values, cell_is_null, inner_is_null, string_at, value_is_null)
+from cython_ext.fg_hash cimport load32, load64
 
 
 cdef enum Form:
@@ -213,6 +214,39 @@ cdef inline bint next_element(Elements *e, Piece *piece) noexcept nogil:
     else:
         range_piece(piece, &v.values, i, i + 1)
     return True
+
+
+cdef inline uint64_t _zero_bytes(uint64_t word) noexcept nogil:
+    """Not 0 if a byte of ``word`` is 0."""
+    return (word - <uint64_t>0x0101010101010101u) & ~word & (
+        <uint64_t>0x8080808080808080u)
+
+
+cdef inline bint holds_byte(const char *p, int64_t length, char c) noexcept nogil:
+    """Whether ``c`` occurs.
+
+    PERF: short texts are tested eight bytes at a time, without a call; the last
+    word overlaps the one before it.
+    """
+    cdef uint64_t pattern = <uint64_t>0x0101010101010101u * <unsigned char>c
+    cdef const char *last
+    cdef int64_t i
+    if length > 32:
+        return memchr(p, c, length) != NULL
+    if length >= 8:
+        last = p + length - 8
+        while p < last:
+            if _zero_bytes(load64(p) ^ pattern):
+                return True
+            p += 8
+        return _zero_bytes(load64(last) ^ pattern) != 0
+    if length >= 4:
+        return _zero_bytes(
+            (load32(p) | (load32(p + length - 4) << 32)) ^ pattern) != 0
+    for i in range(length):
+        if p[i] == c:
+            return True
+    return False
 
 
 cdef inline bint next_token(

@@ -81,6 +81,53 @@ cdef inline uint64_t farm_short(const char *p, int64_t length) noexcept nogil:
     return k2
 
 
+cdef inline uint64_t std_hash_words(
+    uint64_t first, uint64_t last, int64_t length
+) noexcept nogil:
+    """``std_hash`` of at most 16 bytes that are in registers.
+
+    ``first``: the first eight bytes, zero extended; ``last``: the last eight, used
+    if there are more than eight.
+    """
+    cdef uint64_t mul = <uint64_t>0xc6a4a7935bd1e995u
+    cdef uint64_t h = <uint64_t>0xc70f6907u ^ (<uint64_t>length * mul)
+    if length < 8:
+        if length:
+            h = (h ^ first) * mul
+        return fold(fold(h) * mul)
+    h = (h ^ (fold(first * mul) * mul)) * mul
+    if length == 16:
+        h = (h ^ (fold(last * mul) * mul)) * mul
+    elif length > 8:
+        h = (h ^ (last >> (8 * (16 - length)))) * mul
+    return fold(fold(h) * mul)
+
+
+cdef inline uint64_t farm_hash_words(
+    uint64_t first, uint64_t last, int64_t length
+) noexcept nogil:
+    """Fingerprint64 of 1 to 16 bytes in registers, as for ``std_hash_words``."""
+    cdef uint64_t k0 = <uint64_t>0xc3a5c85c97cb3127u
+    cdef uint64_t k2 = <uint64_t>0x9ae16a3b2f90404fu
+    cdef uint64_t mul = k2 + <uint64_t>length * 2
+    cdef uint64_t a, b, c, d
+    if length >= 8:
+        if length == 8:
+            last = first
+        a = first + k2
+        b = last
+        c = rotate(b, 37) * mul + a
+        d = (rotate(a, 25) + b) * mul
+        return mix16(c, d, mul)
+    if length >= 4:
+        a = first & 0xffffffffu
+        b = (first >> (8 * (length - 4))) & 0xffffffffu
+        return mix16(<uint64_t>length + (a << 3), b, mul)
+    a = (first & 0xff) + (((first >> (8 * (length >> 1))) & 0xff) << 8)
+    b = <uint64_t>length + (((first >> (8 * (length - 1))) & 0xff) << 2)
+    return fold((a * k2) ^ (b * k0)) * k2
+
+
 cdef uint64_t farm_long(const char *p, int64_t length) noexcept nogil
 
 

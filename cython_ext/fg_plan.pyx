@@ -17,9 +17,12 @@ from cython_ext.column cimport Column, ColumnView, wrap_column
 from cython_ext.fg_bucket cimport BUCKET_NONE, load_bucketizer, load_normalizer
 from cython_ext.fg_cells cimport (
     FORM_IDS, FORM_NUMBERS, FORM_TEXT, Output, finish_views, tile_output)
-from cython_ext.fg_ops cimport (
+from cython_ext.fg_combo cimport run_combo
+from cython_ext.fg_id cimport run_id
+from cython_ext.fg_node cimport (
     ACCEPTS_LIST, ACCEPTS_LISTS, ACCEPTS_MAP, ACCEPTS_SCALAR, ORIGIN_CONST,
-    ORIGIN_NODE, ORIGIN_SLOT, Call, Node, Source, run_combo, run_id, run_raw)
+    ORIGIN_NODE, ORIGIN_SLOT, Call, Node, Source)
+from cython_ext.fg_raw cimport run_raw
 
 from procserver.errors import BadFeature
 
@@ -323,4 +326,3 @@ cdef class CompiledPlan:
             found.append(wrap_column(
                 &o.nested if o.sequence else &o.flat, arena))
         return found
-

@@ -273,15 +273,18 @@ cdef int _shortest(
 cdef int _layout(
     const char *digits, int count, int exponent, char *out
 ) noexcept nogil:
-    """Fixed or exponent notation, as ``repr`` chooses; returns the length."""
+    """Fixed or exponent notation, as ``repr`` chooses; returns the length.
+
+    NOTE(14.9): integral values have no ``.0``; float32 and float64 alike.
+    """
     cdef int n = 0
-    cdef int i
+    cdef int i, _i
     if SMALLEST_FIXED <= exponent < LARGEST_FIXED:
         if exponent < 0:
             out[0] = 48
             out[1] = 46
             n = 2
-            for i in range(-exponent - 1):
+            for _i in range(-exponent - 1):
                 out[n] = 48
                 n += 1
         for i in range(count):
@@ -290,7 +293,7 @@ cdef int _layout(
                 n += 1
             out[n] = digits[i]
             n += 1
-        for i in range(count, exponent + 1):
+        for _i in range(count, exponent + 1):
             out[n] = 48
             n += 1
         return n

@@ -83,7 +83,10 @@ def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) ->
 
 
 def _prefix(spec: FeatureSpec) -> bytes:
-    """``<feature_name>_`` where it is asked for and text is what is bucketized."""
+    """``<feature_name>_`` where it is asked for and text is what is bucketized.
+
+    NOTE(4, order of work): a default value is prefixed like any other value.
+    """
     numeric = spec.bucketizer is not None and spec.bucketizer.kind in (
         "number",
         "boundaries",

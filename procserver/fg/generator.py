@@ -53,6 +53,7 @@ class FeatureGenerator:
     :param threads: threads that a call may use
     :param farm_hash: hash with FarmHash Fingerprint64 instead of ``std::hash``;
         must match training, where ``USE_FARM_HASH_TO_BUCKETIZE`` chose it
+        (NOTE(14.2): no export records it)
     :raises FgConfigError: naming feature, key and reason
 
     Tensors are named and typed as in section 5 of the specification:
@@ -76,7 +77,7 @@ class FeatureGenerator:
         self.farm_hash = farm_hash
         self.spec: FgSpec = read_spec(fg_json, asset_dir)
         self.plan: Plan = build_plan(self.spec)
-        self._compiled: CompiledPlan = compile_plan(self.plan, farm_hash=farm_hash)
+        self.compiled: CompiledPlan = compile_plan(self.plan, farm_hash=farm_hash)
         self._bindings = [(MAPPINGS[s.side], s.name) for s in self.plan.slots]
         for feature in self.plan.features:
             if feature.form == "text" and not feature.spec.stub:
@@ -115,7 +116,7 @@ class FeatureGenerator:
             if side == 0 and column is not None and len(column) != 1:
                 raise BadFeature(f"user feature {name!r} has {len(column)} rows, not 1")
             columns.append(column)
-        tensors = self._compiled.run(columns, rows, tile=tile)
+        tensors = self.compiled.run(columns, rows, tile=tile)
         if tile:
             tensors["batch_size"] = np.array(rows, dtype=np.int64)
         return tensors
@@ -130,14 +131,14 @@ class FeatureGenerator:
             that its feature cannot take
         """
         bound, rows = self._bind_arrow(columns)
-        return self._compiled.run(bound, rows, tile=False)
+        return self.compiled.run(bound, rows, tile=False)
 
     def default_row(self) -> dict[str, NDArray[np.generic]]:
         """Each feature's values for an all-null row of no type: its padding.
 
         Not what a null in a typed column gives: see section 3, numeric nulls.
         """
-        tensors = self._compiled.run([None] * len(self._bindings), 1, tile=False)
+        tensors = self.compiled.run([None] * len(self._bindings), 1, tile=False)
         return {
             feature.spec.name: tensors[f"{feature.spec.name}.values"].reshape(-1)
             for feature in self.plan.features

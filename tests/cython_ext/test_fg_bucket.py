@@ -24,6 +24,14 @@ def test_hash_is_an_unsigned_remainder(text, size):
     assert farm.of_text(text) == fg_oracle.farm_hash(text) % size
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 2**32 - 1, 2**32, 2**62 + 1, 2**63 - 1])
+def test_remainders_of_unusual_sizes(size):
+    table = BucketTable(("farm_hash", size, 0, None))
+    for number in range(2000):
+        text = str(number).encode()
+        assert table.of_text(text) == fg_oracle.farm_hash(text) % size
+
+
 def test_integers_and_floats_hash_as_their_text():
     table = BucketTable(("farm_hash", 1000, 0, None))
     assert table.of_integer(-17) == table.of_text(b"-17")

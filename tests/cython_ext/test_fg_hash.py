@@ -4,11 +4,13 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cython_ext.fg_hash import hash_text
+from cython_ext.column import Column
+from cython_ext.fg_hash import fold_hashes, hash_text
 
 TESTS = Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS / "reference"))
@@ -40,3 +42,15 @@ def test_every_length_at_every_alignment(length):
     data = bytes((i * 37 + length) % 256 for i in range(length))
     assert hash_text(data, farm=True) == fg_oracle.farm_hash(data)
     assert hash_text(data, farm=False) == fg_oracle.std_hash(data)
+
+
+def test_fold_of_a_column():
+    texts = ["", "a", "b" * 70]
+    column = Column.from_arrow(pa.array(texts))
+    for farm in (False, True):
+        folded = 0
+        for text in texts:
+            folded ^= hash_text(text.encode(), farm=farm)
+        assert fold_hashes(column, farm=farm) == folded
+    with pytest.raises(TypeError):
+        fold_hashes(Column.null(3), farm=True)

@@ -1,12 +1,16 @@
 # cython: language_level=3
-"""Feature operators: what one compiled feature does to its input columns."""
+"""What every feature operator works with: its node, its sources, the run.
+
+An operator runs once per plan run, over whole columns. It reads pieces (cells,
+or elements of sequence cells) and appends values to its output.
+"""
 
 from libc.stdint cimport int32_t, int64_t
 
 from cython_ext.arena cimport Block
-from cython_ext.column cimport ColumnView
-from cython_ext.fg_bucket cimport Bucketizer, Normalizer
-from cython_ext.fg_cells cimport Output
+from cython_ext.column cimport ColumnView, Values
+from cython_ext.fg_bucket cimport Bucketizer, Normalizer, bucket_text
+from cython_ext.fg_cells cimport FORM_TEXT, Output, append_id
 
 
 cdef enum Origin:
@@ -72,6 +76,34 @@ cdef struct Node:
 
 
 cdef const ColumnView *source_view(Call *call, Source *source) noexcept nogil
-cdef int run_id(Call *call, Node *node, Output *out) except -1 nogil
-cdef int run_raw(Call *call, Node *node, Output *out) except -1 nogil
-cdef int run_combo(Call *call, Node *node, Output *out) except -1 nogil
+cdef int check_shapes(Call *call, Node *node) except -1 nogil
+cdef int64_t rows_of(Call *call, Node *node) noexcept nogil
+cdef int append_text(
+    Output *o, const char *prefix, int64_t prefix_length,
+    const char *text, int64_t length) except -1 nogil
+cdef int append_prefixed(
+    Node *node, Output *o, const char *text, int64_t length) except -1 nogil
+cdef int number_text(const Values *v, int64_t i, char *out) noexcept nogil
+
+
+cdef inline int append_token(
+    Node *node, Output *o, const char *text, int64_t length
+) except -1 nogil:
+    if node.form == FORM_TEXT:
+        return append_text(o, node.prefix, node.prefix_length, text, length)
+    if node.prefix_length:
+        return append_prefixed(node, o, text, length)
+    return append_id(o, bucket_text(&node.bucketizer, text, length))
+
+
+cdef inline int append_default(Node *node, Output *o) except -1 nogil:
+    """Appends the default of a text-like feature, if it has one."""
+    if not node.has_default:
+        return 0
+    if node.form == FORM_TEXT:
+        append_text(o, node.prefix, 0, node.default_text, node.default_length)
+    else:
+        append_id(o, node.default_id)
+    if o.weighted:
+        o.weights[o.count - 1] = 1
+    return 0

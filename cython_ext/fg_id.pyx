@@ -1,0 +1,219 @@
+# cython: language_level=3, boundscheck=False, cdivision=True
+"""id_feature: tokens, numbers and weighted keys to ids (spec section 8.1)."""
+
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memchr
+
+from cython_ext.column cimport (
+    FLOAT32, INT32, INT64, STRING, ColumnView, Values, cell_is_null, string_at,
+    value_is_null)
+from cython_ext.fg_bucket cimport bucket_integer, bucket_number, bucket_text
+from cython_ext.fg_cells cimport (
+    FORM_TEXT, PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, append_id,
+    append_key, cell_piece, holds_byte, next_element, next_token, open_elements,
+    start_output,
+    value_as_double, value_as_float, value_as_integer)
+from cython_ext.fg_node cimport (
+    ORIGIN_NODE, Call, Node, append_default, append_token, check_shapes,
+    number_text, rows_of, source_view)
+from cython_ext.fg_text cimport NUMBER_CHARS, PARSED, parse_double
+
+cdef enum:
+    WEIGHT_MARK = 58         # ":"
+
+
+cdef int _append_value(
+    Node *node, Output *o, const Values *v, int64_t i
+) except -1 nogil:
+    """Appends one value of a list, map or numeric column."""
+    cdef const char *text
+    cdef int64_t length
+    cdef char[NUMBER_CHARS] digits
+    if v.scalar == STRING:
+        text = string_at(v, i, &length)
+        return append_token(node, o, text, length)
+    if node.form == FORM_TEXT or node.prefix_length:
+        return append_token(node, o, digits, number_text(v, i, digits))
+    if v.scalar == INT32 or v.scalar == INT64:
+        return append_id(
+            o, bucket_integer(&node.bucketizer, value_as_integer(v, i)))
+    return append_id(o, bucket_number(
+        &node.bucketizer, value_as_double(v, i), v.scalar == FLOAT32))
+
+
+cdef float _weight_of_text(const char *text, int64_t length) noexcept nogil:
+    """The weight after the mark; 1 if there is none or it is no number."""
+    cdef double weight = 1
+    if parse_double(text, length, &weight) != PARSED:
+        return 1
+    return <float>weight
+
+
+cdef float _weight_of_value(const Values *v, int64_t i) noexcept nogil:
+    cdef const char *text
+    cdef int64_t length
+    if value_is_null(v, i):
+        return 1
+    if v.scalar == STRING:
+        text = string_at(v, i, &length)
+        return _weight_of_text(text, length)
+    return value_as_float(v, i)
+
+
+cdef inline int _append_weighted(
+    Node *node, Output *o, const char *text, int64_t length
+) except -1 nogil:
+    """Appends ``key:weight``; a token without a key is left out."""
+    # NOTE(14.14): the first mark splits, further ones belong to the weight.
+    cdef const char *mark = <const char *>memchr(text, WEIGHT_MARK, length)
+    cdef int64_t key = length if mark == NULL else mark - text
+    cdef float weight = 1
+    if key == 0:
+        return 0
+    if mark != NULL:
+        weight = _weight_of_text(mark + 1, length - key - 1)
+    append_token(node, o, text, key)
+    o.weights[o.count - 1] = weight
+    return 0
+
+
+cdef int _emit_id_text(Node *node, Output *o, Piece *piece) except -1 nogil:
+    """Appends the tokens of a text."""
+    cdef const char *rest = piece.text
+    cdef const char *end = rest + piece.length
+    cdef const char *token
+    cdef int64_t length
+    cdef int64_t first = o.count
+    while next_token(&rest, end, node.separator, &token, &length):
+        # NOTE(14.7): empty tokens inside a value are dropped.
+        if length == 0:
+            continue
+        if o.weighted:
+            _append_weighted(node, o, token, length)
+        else:
+            append_token(node, o, token, length)
+        # NOTE(14.6): value_dim n keeps the first n values.
+        if node.value_dim and o.count - first == node.value_dim:
+            break
+    return 0
+
+
+cdef int _emit_id_range(Node *node, Output *o, Piece *piece) except -1 nogil:
+    """Appends the values of a list, a map or a number."""
+    cdef const Values *v = piece.keys if piece.keys != NULL else piece.values
+    cdef int64_t first = o.count
+    cdef int64_t i
+    cdef const char *text
+    cdef int64_t length
+    for i in range(piece.start, piece.stop):
+        if value_is_null(v, i):
+            continue
+        if v.scalar == STRING:
+            text = string_at(v, i, &length)
+            if length == 0:
+                continue
+            if o.weighted and piece.keys == NULL:
+                _append_weighted(node, o, text, length)
+            else:
+                append_token(node, o, text, length)
+        else:
+            _append_value(node, o, v, i)
+            if o.weighted:
+                o.weights[o.count - 1] = 1
+        # NOTE(14.15): weighted ids keep the order of the input.
+        if piece.keys != NULL and o.count > first:
+            o.weights[o.count - 1] = _weight_of_value(piece.values, i)
+        if node.value_dim and o.count - first == node.value_dim:
+            break
+    return 0
+
+
+cdef int64_t _emit_id(Node *node, Output *o, Piece *piece) except -1 nogil:
+    """Appends one cell or element; returns how many values it became."""
+    cdef int64_t first = o.count
+    if piece.kind == PIECE_TEXT:
+        _emit_id_text(node, o, piece)
+    elif piece.kind != PIECE_EMPTY:
+        _emit_id_range(node, o, piece)
+    if o.count == first:
+        append_default(node, o)
+    return o.count - first
+
+
+cdef int _run_id_strings(
+    Node *node, Output *o, const ColumnView *v, int64_t rows
+) except -1 nogil:
+    """PERF: plain text cells, nearly always one token each."""
+    cdef int64_t row, length
+    cdef const char *text
+    cdef Piece piece
+    piece.kind = PIECE_TEXT
+    for row in range(rows):
+        text = string_at(&v.values, row, &length)
+        if length == 0 or cell_is_null(v, row):
+            append_default(node, o)
+            o.lengths[row] = node.has_default
+        elif not holds_byte(text, length, node.separator):
+            append_id(o, bucket_text(&node.bucketizer, text, length))
+            o.lengths[row] = 1
+        else:
+            piece.text = text
+            piece.length = length
+            o.lengths[row] = <int32_t>_emit_id(node, o, &piece)
+    return 0
+
+
+cdef int _run_id_integers(
+    Node *node, Output *o, const ColumnView *v, int64_t rows
+) except -1 nogil:
+    """PERF: integer cells: exactly one value each."""
+    cdef int64_t row
+    for row in range(rows):
+        if v.valid != NULL and cell_is_null(v, row):
+            append_default(node, o)
+            o.lengths[row] = node.has_default
+        else:
+            append_id(o, bucket_integer(
+                &node.bucketizer, value_as_integer(&v.values, row)))
+            o.lengths[row] = 1
+    return 0
+
+
+cdef int run_id(Call *call, Node *node, Output *out) except -1 nogil:
+    """id_feature (spec section 8.1), its sequences included."""
+    cdef const ColumnView *v
+    cdef int64_t rows, row, elements
+    cdef bint split_single = node.sources[0].origin == ORIGIN_NODE
+    cdef Piece piece
+    cdef Elements e
+    check_shapes(call, node)
+    v = source_view(call, &node.sources[0])
+    rows = rows_of(call, node)
+    start_output(out, rows, rows)
+    if node.sequence:
+        for row in range(rows):
+            open_elements(&e, v, row, node.delim, split_single)
+            elements = 0
+            # NOTE(14.5): truncation keeps the first elements.
+            while (not node.limit or elements < node.limit) and (
+                next_element(&e, &piece)
+            ):
+                append_key(out, _emit_id(node, out, &piece))
+                elements += 1
+            if elements == 0:
+                piece.kind = PIECE_EMPTY
+                append_key(out, _emit_id(node, out, &piece))
+                elements = 1
+            out.lengths[row] = <int32_t>elements
+        return 0
+    if v.shape == 0 and not node.weighted and not node.prefix_length and (
+        node.form != FORM_TEXT
+    ):
+        if v.kind == STRING:
+            return _run_id_strings(node, out, v, rows)
+        if v.kind == INT32 or v.kind == INT64:
+            return _run_id_integers(node, out, v, rows)
+    for row in range(rows):
+        cell_piece(v, row, split_single, &piece)
+        out.lengths[row] = <int32_t>_emit_id(node, out, &piece)
+    return 0
