@@ -19,6 +19,7 @@ from procserver.config import ServiceConfig
 from procserver.config.fetch import fetch
 from procserver.errors import ServiceError
 from procserver.itemcache.segment import reclaim
+from procserver.lifecycle.process import run_in_child
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reports import Reports
 from procserver.lifecycle.settings import Settings, service_settings
@@ -71,9 +72,15 @@ def on_starting(server: Any) -> None:
         service.model.fg_mode,
         "FarmHash" if service.envs.farm_hash else "std::hash",
     )
+    # Vendor switches such as PYTORCH_TENSOREXPR_FALLBACK are torch's own.
+    os.environ.update(service.envs.raw)
     try:
-        for mount in service.copies:
-            fetch(mount, service.state_dir)
+        if service.engine != "torch":
+            raise ServiceError(
+                f"processor {service.processor!r}: TensorFlow models are not served yet"
+            )
+        if service.copies:
+            run_in_child(lambda: _fetch_copies(service))
         removed = reclaim()
         if removed:
             server.log.info("removed %d shared segments of dead owners", removed)
@@ -89,6 +96,11 @@ def on_starting(server: Any) -> None:
         on_exit(server)
         raise SystemExit(EXIT_NOT_STARTED) from error
     _call_on_each_turn(server)
+
+
+def _fetch_copies(service: ServiceConfig) -> None:
+    for mount in service.copies:
+        fetch(mount, service.state_dir)
 
 
 def _log_through(gunicorn_log: Any) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
+
+from procserver.errors import ServiceError
+from procserver.lifecycle.reports import Reports
+
+log = logging.getLogger("procserver.lifecycle")
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -28,6 +34,41 @@ class Closable(Protocol):
     """A listening socket."""
 
     def close(self) -> None: ...
+
+
+def run_in_child(work: Callable[[], None]) -> None:
+    """Runs ``work`` in a forked child and waits for it.
+
+    For the master, which must stay single-threaded: object-store drivers and the
+    like start threads that a later fork would lose.
+
+    :raises ServiceError: with the child's message, or if it died without one
+    """
+    reports = Reports.open()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        reporter = reports.in_child()
+        try:
+            die_with_parent(parent)
+            work()
+            reporter.send("done")
+        except ServiceError as error:
+            reporter.send("failed", reason=str(error))
+        except Exception as error:
+            log.exception("a child of the master failed")
+            reporter.send("failed", reason=f"{type(error).__name__}: {error}")
+        finally:
+            os._exit(0)
+    reports.in_master()
+    messages = []
+    while not reports.closed:
+        messages += reports.wait(60.0)
+    os.waitpid(pid, 0)
+    if not messages:
+        raise ServiceError("a child of the master died without a word")
+    if messages[-1]["event"] == "failed":
+        raise ServiceError(messages[-1]["reason"])
 
 
 def close_sockets(listeners: Sequence[Closable]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -131,6 +132,11 @@ class Refresher:
             log.error("item cache build failed: %s", message["reason"])
 
 
+def _without_credentials(text: str) -> str:
+    """A driver's error text may quote the URL that it was given."""
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)
+
+
 def _run_child(
     source: SourceConfig,
     control: ControlSegment,
@@ -153,6 +159,6 @@ def _run_child(
             details: dict[str, Any] = vars(outcome)
             reporter.send("published", **details)
         else:
-            reporter.send("failed", reason=str(outcome))
+            reporter.send("failed", reason=_without_credentials(str(outcome)))
 
     run(lambda: open_source(source), control, report, commands, parent=parent)

@@ -143,6 +143,43 @@ def test_a_missing_item_table_ends_with_status_4(
     assert segments("hungry") == []
 
 
+def test_a_model_is_copied_from_its_store(launch: Launch, tmp_path: Path) -> None:
+    folder = tmp_path / "service"
+    config = tiny.write(folder, "remote")
+    store = tmp_path / "store"
+    (folder / "export").rename(store)
+    content = json.loads(config.read_text())
+    del content["model_path"]
+    mount = "/home/admin/docker_ml/workspace/model/"
+    content["storage"] = [{"mount_path": mount, "oss": {"path": f"file://{store}"}}]
+    config.write_text(json.dumps(content))
+    server = launch(config, env={"PROCSERVER_ROOT": str(tmp_path / "root")}).start()
+    assert list((folder / "state").rglob("scripted_model.pt"))
+    assert len(os.listdir(f"/proc/{server.pid}/task")) == 1
+    server.stop()
+
+
+def test_a_store_that_is_not_there_ends_with_status_4(
+    launch: Launch, tmp_path: Path
+) -> None:
+    config = tiny.write(tmp_path / "service", "nostore")
+    content = json.loads(config.read_text())
+    content["model_path"] = f"file://{tmp_path}/nowhere"
+    config.write_text(json.dumps(content))
+    server = launch(config).launch()
+    assert server.process is not None
+    assert server.process.wait(60) == 4
+    assert "nowhere" in server.text()
+
+
+def test_tensorflow_services_are_refused(launch: Launch, tmp_path: Path) -> None:
+    config = tiny.write(tmp_path / "service", "tf", processor="easyrec-2.4")
+    server = launch(config).launch()
+    assert server.process is not None
+    assert server.process.wait(60) == 4
+    assert "TensorFlow" in server.text()
+
+
 @pytest.mark.parametrize("broken", ["scripted_model.pt", "fg.json"])
 def test_a_broken_export_ends_with_status_3(
     launch: Launch, tmp_path: Path, broken: str
