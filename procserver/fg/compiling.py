@@ -8,11 +8,18 @@ from procserver.fg.plan import Form, Plan, PlannedFeature
 from procserver.fg.spec import FeatureSpec
 
 
-def compile_plan(plan: Plan, *, farm_hash: bool) -> CompiledPlan:
-    """The plan that generates tensors."""
+def compile_plan(
+    plan: Plan, *, farm_hash: bool, for_parser: bool = False
+) -> CompiledPlan:
+    """The plan that generates tensors.
+
+    ``for_parser``: as TorchEasyRec's data parser reads them, which wants
+    ``key_lengths`` of every id sequence, and features that read one-row columns
+    only to stay at one row.
+    """
     compiled = _empty(plan, len(plan.features))
     for feature in plan.features:
-        _add(compiled, feature, farm_hash=farm_hash)
+        _add(compiled, feature, farm_hash=farm_hash, for_parser=for_parser)
     return compiled
 
 
@@ -40,7 +47,13 @@ def _empty(plan: Plan, features: int) -> CompiledPlan:
     return CompiledPlan([slot.name for slot in plan.slots], literals, features)
 
 
-def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) -> int:
+def _add(
+    compiled: CompiledPlan,
+    feature: PlannedFeature,
+    *,
+    farm_hash: bool,
+    for_parser: bool = False,
+) -> int:
     spec = feature.spec
     prefix = _prefix(spec)
     default = None if spec.default is None else prefix + spec.default.encode()
@@ -77,8 +90,8 @@ def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) ->
         bucketizer=bucketizer,
         normalizer=spec.normalizer.compiled() if spec.normalizer is not None else None,
         emit=feature.emitted,
-        keys=feature.has_keys,
-        one_row=feature.side == "user",
+        keys=feature.has_keys or (for_parser and feature.is_id_sequence),
+        one_row=for_parser or feature.side == "user",
     )
 
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from cython_ext.column import Column
 from cython_ext.fg_plan import CompiledPlan
 from procserver.errors import BadFeature
+from procserver.fg.bucketing import bucketize_only as bucketize_only_spec
 from procserver.fg.compiling import compile_plan, compile_unbucketized
+from procserver.fg.dump import dump_rows
 from procserver.fg.plan import Plan, build_plan
 from procserver.fg.spec import FgSpec, read_spec
 
@@ -54,6 +56,11 @@ class FeatureGenerator:
     :param farm_hash: hash with FarmHash Fingerprint64 instead of ``std::hash``;
         must match training, where ``USE_FARM_HASH_TO_BUCKETIZE`` chose it
         (NOTE(14.2): no export records it)
+    :param bucketize_only: columns are named by feature and hold its values from
+        before bucketization; only bucketizers are run (spec section 11)
+    :param for_parser: tensors as TorchEasyRec's data parser reads them: id sequences
+        always have ``key_lengths``, and :meth:`transform` leaves features that read
+        one-row columns only at one row
     :raises FgConfigError: naming feature, key and reason
 
     Tensors are named and typed as in section 5 of the specification:
@@ -70,6 +77,8 @@ class FeatureGenerator:
         asset_dir: str | os.PathLike[str] | None = None,
         threads: int = 1,
         farm_hash: bool = False,
+        bucketize_only: bool = False,
+        for_parser: bool = False,
     ) -> None:
         if threads < 1:
             raise ValueError("threads must be at least 1")
@@ -77,7 +86,12 @@ class FeatureGenerator:
         self.farm_hash = farm_hash
         self.spec: FgSpec = read_spec(fg_json, asset_dir)
         self.plan: Plan = build_plan(self.spec)
-        self.compiled: CompiledPlan = compile_plan(self.plan, farm_hash=farm_hash)
+        if bucketize_only:
+            self.plan = build_plan(bucketize_only_spec(self.plan))
+        self.for_parser = for_parser
+        self.compiled: CompiledPlan = compile_plan(
+            self.plan, farm_hash=farm_hash, for_parser=for_parser
+        )
         self._bindings = [(MAPPINGS[s.side], s.name) for s in self.plan.slots]
         for feature in self.plan.features:
             if feature.form == "text" and not feature.spec.stub:
@@ -131,7 +145,7 @@ class FeatureGenerator:
             that its feature cannot take
         """
         bound, rows = self._bind_arrow(columns)
-        return self.compiled.run(bound, rows, tile=False)
+        return self.compiled.run(bound, rows, tile=self.for_parser)
 
     def default_row(self) -> dict[str, NDArray[np.generic]]:
         """Each feature's values for an all-null row of no type: its padding.
@@ -186,7 +200,20 @@ class FeatureGenerator:
             raise BadFeature(f"columns have {sorted(counts)} rows")
         return bound, counts.pop() if counts else 1
 
+    def dump(self, tensors: Mapping[str, NDArray[Any]]) -> list[str]:
+        """A line of text per row of tensors that this generator made.
+
+        For comparison with other Feature Generators: ``name:value`` pairs joined by
+        `` | ``, see :func:`procserver.fg.dump.dump_rows`.
+        """
+        return dump_rows(self.plan, tensors)
+
     # ------------------------------------------------------------- describing
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All columns that :meth:`transform` reads."""
+        return tuple(dict.fromkeys(slot.name for slot in self.plan.slots))
 
     @property
     def user_inputs(self) -> tuple[str, ...]:

@@ -1,0 +1,47 @@
+"""Bucketize-only mode: what is left of a plan over columns that FG made before."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from procserver.fg.bucketizer import Bucketizer
+from procserver.fg.entry import INT64_MAX
+from procserver.fg.plan import Plan, PlannedFeature
+from procserver.fg.spec import FeatureSpec, FgSpec, InputRef
+
+# Types that yield ids without a bucketizer: their columns hold ids already.
+IDS = Bucketizer("number", INT64_MAX)
+# Types of which value_dim bounds nothing, see section 8.6 of the specification.
+UNBOUNDED = frozenset({"lookup", "match"})
+
+
+def bucketize_only(plan: Plan) -> FgSpec:
+    """The spec that turns un-bucketized output into tensors (spec section 11).
+
+    Each feature reads the one column that has its name and holds its values from
+    before bucketization. The bucketizer runs, and what converts values to the
+    tensor's dtype; crossing, normalizers, prefixes and ``feature:`` references
+    had their turn. A column may still lack values: the default takes their place.
+    """
+    return FgSpec(tuple(_features(plan)), (), ())
+
+
+def _features(plan: Plan) -> Iterable[FeatureSpec]:
+    return (_feature(one) for one in plan.features if one.emitted)
+
+
+def _feature(planned: PlannedFeature) -> FeatureSpec:
+    spec = planned.spec
+    sequence = spec.sequence
+    if sequence is not None:
+        sequence = replace(sequence, group="", pk="")
+    numeric = planned.form == "numbers" or spec.operator == "raw"
+    return replace(
+        spec,
+        operator="raw" if numeric else "id",
+        inputs=(InputRef("item", spec.name, spec.name, sequence is not None),),
+        sequence=sequence,
+        bucketizer=spec.bucketizer if numeric else spec.bucketizer or IDS,
+        normalizer=None,
+        need_prefix=False,
+        value_dim=0 if spec.operator in UNBOUNDED and not numeric else spec.value_dim,
+    )
