@@ -58,9 +58,9 @@ class FeatureGenerator:
         (NOTE(14.2): no export records it)
     :param bucketize_only: columns are named by feature and hold its values from
         before bucketization; only bucketizers are run (spec section 11)
-    :param for_parser: tensors as TorchEasyRec's data parser reads them: id sequences
-        always have ``key_lengths``, and :meth:`transform` leaves features that read
-        one-row columns only at one row
+    :param for_parser: for TorchEasyRec's data parser, not for a model: every id
+        sequence has ``key_lengths``, and :meth:`transform` may leave features at
+        one row
     :raises FgConfigError: naming feature, key and reason
 
     Tensors are named and typed as in section 5 of the specification:
@@ -135,17 +135,20 @@ class FeatureGenerator:
             tensors["batch_size"] = np.array(rows, dtype=np.int64)
         return tensors
 
-    def transform(self, columns: "Mapping[str, pa.Array]") -> Tensors:
+    def transform(
+        self, columns: "Mapping[str, pa.Array]", *, repeat: bool = True
+    ) -> Tensors:
         """The tensors of a batch of Arrow columns, by name whatever their side.
 
-        Columns of one row are repeated; all others have the same number of rows,
-        which is the number of rows of the result.
+        Columns have the same number of rows, which is that of the result, or one
+        row, which is repeated. Without ``repeat``, which takes a generator made
+        ``for_parser``, features that read one-row columns only have one row.
 
         :raises BadFeature: unequal columns, or a column or cell of a type or size
             that its feature cannot take
         """
         bound, rows = self._bind_arrow(columns)
-        return self.compiled.run(bound, rows, tile=self.for_parser)
+        return self.compiled.run(bound, rows, tile=self.for_parser and not repeat)
 
     def default_row(self) -> dict[str, NDArray[np.generic]]:
         """Each feature's values for an all-null row of no type: its padding.

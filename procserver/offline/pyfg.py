@@ -147,7 +147,7 @@ class FgArrowHandler:
         if missing:
             return {}, Status(f"input columns are missing: {', '.join(missing)}")
         try:
-            tensors = generator.transform(data)
+            tensors = generator.transform(data, repeat=False)
         except BadFeature as error:
             return {}, Status(str(error))
         names = (one.spec.name for one in generator.plan.features if one.emitted)
@@ -295,7 +295,7 @@ def _array(name: str, cells: Sequence[Any]) -> pa.Array:
 def _rows(
     generator: FeatureGenerator, batch: Mapping[str, pa.Array]
 ) -> dict[str, list[Any]]:
-    tensors = generator.transform(batch)
+    tensors = generator.transform(batch, repeat=False)
     rows = max((len(array) for array in batch.values()), default=1)
     return {
         one.spec.name: _repeated(_feature_rows(one, tensors), rows)
