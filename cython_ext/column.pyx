@@ -205,7 +205,9 @@ cdef class Column:
             return Column.null(1)
         if view.shape != SCALAR and view.shape != LIST:
             raise TypeError(f"{self.kind.name} cells do not nest into one list")
-        offsets = np.array([0, view.rows], dtype=np.int32)
+        cdef int32_t[2] span
+        span[:] = [0, <int32_t>view.rows]
+        cdef bytes offsets = (<char *>span)[:sizeof(span)]
         view.rows = 1
         view.valid = NULL
         view.valid_offset = 0
@@ -220,7 +222,7 @@ cdef class Column:
             view.inner = self.view.offsets
             view.inner_valid = self.view.valid
             view.inner_valid_offset = self.view.valid_offset
-        view.offsets = <const int32_t *><uintptr_t>offsets.ctypes.data
+        view.offsets = <const int32_t *><const char *>offsets
         return wrap_column(&view, (self.owner, offsets))
 
     def elements(self, int64_t row) -> Column:
@@ -397,8 +399,6 @@ cdef const int32_t *_offsets(array) except NULL:
     if buffer is None or buffer.size == 0:
         return NO_OFFSETS
     return <const int32_t *>_address(buffer) + <int64_t>array.offset
-
-
 
 
 cdef Column _from_arrow(array):

@@ -49,10 +49,12 @@ ctypedef struct Elements:
 ctypedef struct Output:
     # A feature's values during one run; grows in the run's arena.
     Block **head
+    const char *name         # of the feature, for error messages
     int64_t rows
     int32_t form
     bint sequence
     bint weighted
+    int64_t width            # NUMBERS: columns of a dense row
     int64_t count
     int64_t capacity
     int64_t *ids

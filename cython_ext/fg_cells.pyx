@@ -18,9 +18,10 @@ cdef enum:
     FIRST_TEXT = 256
 
 
-cdef int _too_many() except -1 nogil:
+cdef int _too_many(Output *o) except -1 nogil:
     with gil:
-        raise BadFeature(f"a feature has more than {MAX_VALUES} values")
+        name = (<bytes>o.name).decode()
+        raise BadFeature(f"feature {name!r} has more than {MAX_VALUES} values")
 
 
 cdef void *_larger(
@@ -37,7 +38,7 @@ cdef int grow_values(Output *o, int64_t more) except -1 nogil:
     cdef int64_t capacity = o.capacity * 2
     cdef int64_t n = o.count
     if n + more > MAX_VALUES:
-        _too_many()
+        _too_many(o)
     if capacity < n + more:
         capacity = n + more
     if capacity < 16:
@@ -62,7 +63,7 @@ cdef int grow_text(Output *o, int64_t more) except -1 nogil:
     """Makes room for ``more`` bytes of text."""
     cdef int64_t capacity = o.text_capacity * 2
     if o.text_used + more > INT32_MAX:
-        _too_many()
+        _too_many(o)
     if capacity < o.text_used + more:
         capacity = o.text_used + more
     if capacity < FIRST_TEXT:
@@ -77,7 +78,7 @@ cdef int grow_keys(Output *o) except -1 nogil:
     if capacity < 16:
         capacity = 16
     if capacity > 2 * MAX_VALUES:
-        _too_many()
+        _too_many(o)
     o.key_lengths = <int32_t *>_larger(
         o.head, o.key_lengths, o.keys * 4, capacity * 4)
     o.key_capacity = capacity
@@ -86,9 +87,11 @@ cdef int grow_keys(Output *o) except -1 nogil:
 
 cdef int start_output(Output *o, int64_t rows, int64_t values) except -1 nogil:
     """Allocates for ``rows`` rows and about ``values`` values."""
+    if rows > MAX_VALUES:
+        _too_many(o)
     o.rows = rows
     o.lengths = <int32_t *>block_alloc(o.head, rows * 4)
-    grow_values(o, values)
+    grow_values(o, values if values < MAX_VALUES else MAX_VALUES)
     if o.sequence:
         grow_keys(o)
     return 0
@@ -164,7 +167,7 @@ cdef void *_repeated(
 cdef int tile_output(Output *o, int64_t rows) except -1 nogil:
     """Repeats the one row of an output ``rows`` times."""
     if o.count * rows > MAX_VALUES or o.keys * rows > MAX_VALUES:
-        _too_many()
+        _too_many(o)
     o.lengths = <int32_t *>_repeated(o.head, o.lengths, 4, rows)
     if o.form == FORM_IDS:
         o.ids = <int64_t *>_repeated(o.head, o.ids, o.count * 8, rows)

@@ -14,7 +14,7 @@ from cython_ext.fg_cells cimport (
     start_output)
 from cython_ext.fg_node cimport (
     ORIGIN_NODE, Call, Node, Source, append_default, append_text, check_shapes,
-    number_text, rows_of, source_view)
+    number_text, register_operator, rows_of, source_view)
 from cython_ext.fg_text cimport NUMBER_CHARS
 
 from procserver.errors import BadFeature
@@ -300,3 +300,6 @@ cdef int run_combo(Call *call, Node *node, Output *out) except -1 nogil:
             if row == 0:
                 _fix_leading(call, node, &x)
     return 0
+
+
+register_operator("combo", run_combo, NULL)

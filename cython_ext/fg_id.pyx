@@ -15,7 +15,7 @@ from cython_ext.fg_cells cimport (
     value_as_double, value_as_float, value_as_integer)
 from cython_ext.fg_node cimport (
     ORIGIN_NODE, Call, Node, append_default, append_token, check_shapes,
-    number_text, rows_of, source_view)
+    number_text, register_operator, rows_of, source_view)
 from cython_ext.fg_text cimport NUMBER_CHARS, PARSED, parse_double
 
 cdef enum:
@@ -143,39 +143,66 @@ cdef int64_t _emit_id(Node *node, Output *o, Piece *piece) except -1 nogil:
 cdef int _run_id_strings(
     Node *node, Output *o, const ColumnView *v, int64_t rows
 ) except -1 nogil:
-    """PERF: plain text cells, nearly always one token each."""
+    """Text cells, nearly always one token each.
+
+    PERF: the output's count and addresses stay in locals, which stores of ids
+    could otherwise change for all that the compiler knows.
+    """
     cdef int64_t row, length
+    cdef int64_t count = o.count
+    cdef int64_t capacity = o.capacity
+    cdef int64_t *ids = o.ids
+    cdef int32_t *lengths = o.lengths
+    cdef const int32_t *offsets = v.values.offsets
+    cdef const char *data = <const char *>v.values.data
     cdef const char *text
     cdef Piece piece
     piece.kind = PIECE_TEXT
     for row in range(rows):
-        text = string_at(&v.values, row, &length)
+        text = data + offsets[row]
+        length = offsets[row + 1] - offsets[row]
+        if length and count < capacity and (
+            v.valid == NULL or not cell_is_null(v, row)
+        ) and not holds_byte(text, length, node.separator):
+            ids[count] = bucket_text(&node.bucketizer, text, length)
+            count += 1
+            lengths[row] = 1
+            continue
+        o.count = count
         if length == 0 or cell_is_null(v, row):
             append_default(node, o)
-            o.lengths[row] = node.has_default
-        elif not holds_byte(text, length, node.separator):
-            append_id(o, bucket_text(&node.bucketizer, text, length))
-            o.lengths[row] = 1
+            lengths[row] = node.has_default
         else:
             piece.text = text
             piece.length = length
-            o.lengths[row] = <int32_t>_emit_id(node, o, &piece)
+            lengths[row] = <int32_t>_emit_id(node, o, &piece)
+        count = o.count
+        capacity = o.capacity
+        ids = o.ids
+    o.count = count
     return 0
 
 
 cdef int _run_id_integers(
     Node *node, Output *o, const ColumnView *v, int64_t rows
 ) except -1 nogil:
-    """PERF: integer cells: exactly one value each."""
+    """PERF: integer cells: at most one value each, so there is room for all."""
     cdef int64_t row
+    cdef int64_t count = o.count
+    cdef int64_t *ids = o.ids
+    cdef int32_t *lengths = o.lengths
     for row in range(rows):
-        if v.valid != NULL and cell_is_null(v, row):
-            append_default(node, o)
-            o.lengths[row] = node.has_default
+        if v.valid == NULL or not cell_is_null(v, row):
+            ids[count] = bucket_integer(
+                &node.bucketizer, value_as_integer(&v.values, row))
+        elif node.has_default:
+            ids[count] = node.default_id
         else:
-            append_id(o, bucket_integer(
-                &node.bucketizer, value_as_integer(&v.values, row)))
-            o.lengths[row] = 1
+            lengths[row] = 0
+            continue
+        count += 1
+        lengths[row] = 1
+    o.count = count
     return 0
 
 
@@ -189,6 +216,7 @@ cdef int run_id(Call *call, Node *node, Output *out) except -1 nogil:
     check_shapes(call, node)
     v = source_view(call, &node.sources[0])
     rows = rows_of(call, node)
+    # SAFETY: the loops over plain cells rely on this room for a value per row.
     start_output(out, rows, rows)
     if node.sequence:
         for row in range(rows):
@@ -217,3 +245,6 @@ cdef int run_id(Call *call, Node *node, Output *out) except -1 nogil:
         cell_piece(v, row, split_single, &piece)
         out.lengths[row] = <int32_t>_emit_id(node, out, &piece)
     return 0
+
+
+register_operator("id", run_id, NULL)

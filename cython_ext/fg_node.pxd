@@ -9,8 +9,11 @@ from libc.stdint cimport int32_t, int64_t
 
 from cython_ext.arena cimport Block
 from cython_ext.column cimport ColumnView, Values
-from cython_ext.fg_bucket cimport Bucketizer, Normalizer, bucket_text
-from cython_ext.fg_cells cimport FORM_TEXT, Output, append_id
+from cython_ext.fg_bucket cimport (
+    BUCKET_BOUNDARIES, BUCKET_NUMBER, Bucketizer, Normalizer, bucket_float,
+    bucket_number, bucket_text, bucket_truncated)
+from cython_ext.fg_cells cimport (
+    FORM_NUMBERS, FORM_TEXT, Output, append_id, append_number)
 
 
 cdef enum Origin:
@@ -47,7 +50,10 @@ ctypedef struct Call:
 
 cdef struct Node
 
+# Runs a feature over whole columns.
 ctypedef int (*Operator)(Call *call, Node *node, Output *out) except -1 nogil
+# Fills ``node.extra`` (in the plan's arena) from a Python payload, once.
+ctypedef int (*Loader)(Node *node, Block **head, object payload) except -1
 
 
 cdef struct Node:
@@ -70,11 +76,17 @@ cdef struct Node:
     const char *default_text
     int64_t default_length
     int64_t default_id
-    const float *default_numbers   # raw: value_dim of them
+    int64_t default_count    # numbers in a default; 0: values are text
+    const float *default_numbers
+    int64_t width            # dense columns; 0: as the operator computes
+    bint dense               # emitted as a matrix: every row must be ``width`` wide
     Bucketizer bucketizer
     Normalizer normalizer
+    void *extra              # the operator's own struct
 
 
+cdef int register_operator(str name, Operator run, Loader load) except -1
+cdef int load_operator(Node *node, Block **head, str name, object payload) except -1
 cdef const ColumnView *source_view(Call *call, Source *source) noexcept nogil
 cdef int check_shapes(Call *call, Node *node) except -1 nogil
 cdef int64_t rows_of(Call *call, Node *node) noexcept nogil
@@ -94,6 +106,30 @@ cdef inline int append_token(
     if node.prefix_length:
         return append_prefixed(node, o, text, length)
     return append_id(o, bucket_text(&node.bucketizer, text, length))
+
+
+cdef inline int append_real(Node *node, Output *o, double x) except -1 nogil:
+    """Appends a number (normalised by now), bucketized if the feature is."""
+    if node.form == FORM_NUMBERS:
+        return append_number(o, <float>x)
+    if node.bucketizer.kind == BUCKET_BOUNDARIES:
+        return append_id(o, bucket_float(&node.bucketizer, <float>x))
+    if node.bucketizer.kind == BUCKET_NUMBER:
+        return append_id(o, bucket_truncated(&node.bucketizer, x))
+    return append_id(o, bucket_number(&node.bucketizer, <float>x, True))
+
+
+cdef inline int64_t append_real_default(Node *node, Output *o) except -1 nogil:
+    """The default numbers, never normalised; none: 0.0 if dense, else nothing."""
+    cdef int64_t i
+    if not node.has_default and node.form != FORM_NUMBERS:
+        return 0
+    if node.form != FORM_NUMBERS and node.bucketizer.kind < BUCKET_NUMBER:
+        append_id(o, node.default_id)
+        return 1
+    for i in range(node.default_count):
+        append_real(node, o, node.default_numbers[i])
+    return node.default_count
 
 
 cdef inline int append_default(Node *node, Output *o) except -1 nogil:

@@ -4,6 +4,7 @@
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
+from cython_ext.arena cimport Block
 from cython_ext.column cimport FLOAT32, INT32, INT64, ColumnView, Values
 from cython_ext.fg_bucket cimport bucket_text
 from cython_ext.fg_cells cimport (
@@ -12,6 +13,42 @@ from cython_ext.fg_cells cimport (
 from cython_ext.fg_text cimport format_double, format_float, format_int64
 
 from procserver.errors import BadFeature
+
+
+# ----------------------------------------------------------------- operators
+
+cdef class _Registered:
+    """An operator as its module announces it."""
+
+    cdef Operator run
+    cdef Loader load
+
+
+cdef dict _OPERATORS = {}
+
+
+cdef int register_operator(str name, Operator run, Loader load) except -1:
+    """Makes an operator known by name; ``load`` is NULL if it takes no payload."""
+    cdef _Registered registered = _Registered()
+    registered.run = run
+    registered.load = load
+    _OPERATORS[name] = registered
+    return 0
+
+
+cdef int load_operator(
+    Node *node, Block **head, str name, object payload
+) except -1:
+    """Sets ``run`` and ``extra`` of a node that is otherwise filled."""
+    cdef _Registered registered = _OPERATORS.get(name)
+    if registered is None:
+        raise ValueError(f"no operator {name!r}")
+    node.run = registered.run
+    if registered.load != NULL:
+        registered.load(node, head, payload)
+    elif payload is not None:
+        raise ValueError(f"operator {name!r} takes no details")
+    return 0
 
 
 # ------------------------------------------------------------------- sources

@@ -34,6 +34,8 @@ class CompiledPlan:
         emit: bool = True,
         keys: bool = False,
         one_row: bool = False,
+        width: int | None = None,
+        details: object | None = None,
     ) -> int: ...
     def run(
         self, columns: list[Column | None], rows: int, *, tile: bool

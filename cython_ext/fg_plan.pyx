@@ -17,12 +17,12 @@ from cython_ext.column cimport Column, ColumnView, wrap_column
 from cython_ext.fg_bucket cimport BUCKET_NONE, load_bucketizer, load_normalizer
 from cython_ext.fg_cells cimport (
     FORM_IDS, FORM_NUMBERS, FORM_TEXT, Output, finish_views, tile_output)
-from cython_ext.fg_combo cimport run_combo
-from cython_ext.fg_id cimport run_id
 from cython_ext.fg_node cimport (
     ACCEPTS_LIST, ACCEPTS_LISTS, ACCEPTS_MAP, ACCEPTS_SCALAR, ORIGIN_CONST,
-    ORIGIN_NODE, ORIGIN_SLOT, Call, Node, Source)
-from cython_ext.fg_raw cimport run_raw
+    ORIGIN_NODE, ORIGIN_SLOT, Call, Node, Source, load_operator)
+
+# Operators register themselves when they are imported.
+from cython_ext import fg_combo, fg_id, fg_raw  # noqa: F401
 
 from procserver.errors import BadFeature
 
@@ -39,7 +39,6 @@ ctypedef struct Emitted:
     int32_t tensor
     bint keys                # key_lengths are part of the contract
     bint one_row             # may stay at one row (user side)
-    int64_t width            # dense columns
 
 ORIGINS = {"slot": ORIGIN_SLOT, "node": ORIGIN_NODE, "const": ORIGIN_CONST}
 FORMS = {"ids": FORM_IDS, "text": FORM_TEXT, "numbers": FORM_NUMBERS}
@@ -75,9 +74,11 @@ cdef int _run_nodes(
     for i in range(count):
         out = &call.outputs[i]
         out.head = call.head
+        out.name = nodes[i].name
         out.form = nodes[i].form
         out.sequence = nodes[i].sequence
         out.weighted = nodes[i].weighted
+        out.width = nodes[i].width
         nodes[i].run(call, nodes[i], out)
         if nodes[i].consumed:
             finish_views(out)
@@ -103,6 +104,7 @@ cdef class CompiledPlan:
     cdef list _names
     cdef list _literals
     cdef list _slot_names
+    cdef list _details
 
     def __init__(
         self, list slots not None, list literals not None, int64_t features
@@ -122,6 +124,7 @@ cdef class CompiledPlan:
             len(literals) * sizeof(ColumnView))
         self._names = []
         self._literals = literals
+        self._details = []
         for i in range(len(literals)):
             self._consts[i] = (<Column?>literals[i]).view
 
@@ -130,14 +133,17 @@ cdef class CompiledPlan:
         bint sequence=False, bint weighted=False, bytes separator=b"\x1d",
         bytes delim=b";", int64_t limit=0, bytes prefix=b"", default_text=None,
         int64_t default_id=0, default_numbers=(), bucketizer=None, normalizer=None,
-        bint emit=True, bint keys=False, bint one_row=False,
+        bint emit=True, bint keys=False, bint one_row=False, width=None,
+        details=None,
     ) -> int:
         """Adds a feature; returns its number, by which later ones refer to it.
 
         ``sources``: ``(origin, index, sequence, takes_maps, label)`` with origin
         ``slot``, ``node`` or ``const``. ``form``: ``ids``, ``text`` or
         ``numbers``; text is never emitted as a tensor. ``one_row``: may stay at
-        one row when a run does not tile.
+        one row when a run does not tile. ``width``: columns of a dense row (by
+        default ``value_dim``); 0 if each run computes it. ``details``: what the
+        operator's loader takes; it is kept as long as the plan.
         """
         cdef Block **head = &self._arena._head
         cdef Node *node
@@ -152,14 +158,6 @@ cdef class CompiledPlan:
         node = <Node *>block_alloc(head, sizeof(Node))
         memset(node, 0, sizeof(Node))
         node.name = _copied(head, name.encode())
-        if operator == "id":
-            node.run = run_id
-        elif operator == "raw":
-            node.run = run_raw
-        elif operator == "combo":
-            node.run = run_combo
-        else:
-            raise ValueError(f"no operator {operator!r}")
         node.form = FORMS[form]
         node.sequence = sequence
         node.weighted = weighted
@@ -177,13 +175,16 @@ cdef class CompiledPlan:
         load_normalizer(&node.normalizer, normalizer)
         if (node.form == FORM_IDS) != (node.bucketizer.kind != BUCKET_NONE):
             raise ValueError(f"feature {name!r}: ids come from a bucketizer")
-        if operator == "raw" and len(default_numbers) != value_dim:
-            raise ValueError(f"feature {name!r}: {len(default_numbers)} defaults")
         numbers = <float *>block_alloc(head, len(default_numbers) * sizeof(float))
         for i in range(len(default_numbers)):
             numbers[i] = <float><double>default_numbers[i]
         node.default_numbers = numbers
+        node.default_count = len(default_numbers)
+        node.width = value_dim or 1 if width is None else width
+        node.dense = emit and node.form == FORM_NUMBERS
         self._add_sources(node, sources)
+        load_operator(node, head, operator, details)
+        self._details.append(details)
         emitted = &self._emitted[number]
         emitted.tensor = TENSOR_NONE
         if emit and node.form != FORM_TEXT:
@@ -191,7 +192,6 @@ cdef class CompiledPlan:
                 TENSOR_DENSE if node.form == FORM_NUMBERS else TENSOR_SPARSE)
         emitted.keys = keys
         emitted.one_row = one_row
-        emitted.width = value_dim if node.form == FORM_NUMBERS else 0
         self._nodes[number] = node
         self._names.append((
             f"{name}.values", f"{name}.lengths", f"{name}.key_lengths",
@@ -287,7 +287,7 @@ cdef class CompiledPlan:
             if emitted.tensor == TENSOR_DENSE:
                 tensors[names[0]] = _array(
                     arena, o.numbers, cnp.NPY_FLOAT32,
-                    o.count // emitted.width, emitted.width)
+                    o.count // o.width, o.width)
             else:
                 tensors[names[0]] = _array(
                     arena, o.ids, cnp.NPY_INT64, o.count, 0)

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int32_t, int64_t
 
+from cython_ext.arena cimport Block
 from cython_ext.column cimport (
     STRING, ColumnView, Values, cell_is_null, string_at, value_is_null)
 from cython_ext.fg_bucket cimport (
@@ -13,7 +14,8 @@ from cython_ext.fg_cells cimport (
     append_key, append_number, cell_piece, next_element, next_token, open_elements,
     start_output, value_as_float)
 from cython_ext.fg_node cimport (
-    ORIGIN_NODE, Call, Node, check_shapes, rows_of, source_view)
+    ORIGIN_NODE, Call, Node, append_real, append_real_default, check_shapes,
+    register_operator, rows_of, source_view)
 from cython_ext.fg_text cimport PARSED, parse_double
 
 from procserver.errors import BadFeature
@@ -26,25 +28,6 @@ cdef int _bad_count(Node *node, int64_t row, int64_t found) except -1 nogil:
         raise BadFeature(
             f"feature {name!r}: input {label!r} has {found} values in row {row}, "
             f"not {node.value_dim}")
-
-
-cdef inline int _append_raw(Node *node, Output *o, float x) except -1 nogil:
-    """Appends a normalised number, bucketized if the feature is."""
-    if node.form == FORM_NUMBERS:
-        return append_number(o, x)
-    if node.bucketizer.kind == BUCKET_BOUNDARIES:
-        return append_id(o, bucket_float(&node.bucketizer, x))
-    return append_id(o, bucket_truncated(&node.bucketizer, x))
-
-
-cdef int64_t _append_raw_default(Node *node, Output *o) except -1 nogil:
-    """The default numbers, never normalised; none: 0.0 if dense, else nothing."""
-    cdef int64_t i
-    if not node.has_default and node.form != FORM_NUMBERS:
-        return 0
-    for i in range(node.value_dim):
-        _append_raw(node, o, node.default_numbers[i])
-    return node.value_dim
 
 
 cdef inline float _normal_text(
@@ -72,7 +55,7 @@ cdef int64_t _emit_raw(
     cdef double x = 0
     cdef bint numeric = True
     if piece.kind == PIECE_EMPTY:
-        return _append_raw_default(node, o)
+        return append_real_default(node, o)
     found = 0
     if piece.kind == PIECE_TEXT:
         rest = piece.text
@@ -82,7 +65,7 @@ cdef int64_t _emit_raw(
             if not numeric or found > node.value_dim:
                 continue
             if parse_double(token, length, &x) == PARSED:
-                _append_raw(node, o, _normal_text(node, x, in_double))
+                append_real(node, o, _normal_text(node, x, in_double))
             else:
                 numeric = False
     else:
@@ -94,19 +77,19 @@ cdef int64_t _emit_raw(
             if value_is_null(v, i):
                 numeric = False
             elif v.scalar != STRING:
-                _append_raw(node, o, normalize_single(
+                append_real(node, o, normalize_single(
                     &node.normalizer, value_as_float(v, i)))
             else:
                 token = string_at(v, i, &length)
                 if parse_double(token, length, &x) == PARSED:
-                    _append_raw(node, o, _normal_text(node, x, in_double))
+                    append_real(node, o, _normal_text(node, x, in_double))
                 else:
                     numeric = False
     if found != node.value_dim:
         _bad_count(node, row, found)
     if not numeric:
         o.count = first
-        return _append_raw_default(node, o)
+        return append_real_default(node, o)
     return found
 
 
@@ -124,15 +107,15 @@ cdef int _run_raw_numbers(
     cdef int64_t row
     for row in range(rows):
         if v.valid == NULL or not cell_is_null(v, row):
-            _append_raw(node, o, normalize_single(
+            append_real(node, o, normalize_single(
                 &node.normalizer, value_as_float(&v.values, row)))
             o.lengths[row] = 1
         elif node.has_default:
-            o.lengths[row] = <int32_t>_append_raw_default(node, o)
+            o.lengths[row] = <int32_t>append_real_default(node, o)
         else:
             # NOTE(14.4): a null number without a default is an un-normalised
             # 0.0, bucketized as such; a null text stays missing.
-            _append_raw(node, o, 0)
+            append_real(node, o, 0)
             o.lengths[row] = 1
     return 0
 
@@ -160,7 +143,7 @@ cdef int run_raw(Call *call, Node *node, Output *out) except -1 nogil:
                 append_key(out, _emit_raw(node, out, &piece, in_double, row))
                 elements += 1
             if elements == 0:
-                append_key(out, _append_raw_default(node, out))
+                append_key(out, append_real_default(node, out))
                 elements = 1
             out.lengths[row] = <int32_t>elements
         return 0
@@ -170,3 +153,13 @@ cdef int run_raw(Call *call, Node *node, Output *out) except -1 nogil:
         cell_piece(v, row, split_single, &piece)
         out.lengths[row] = <int32_t>_emit_raw(node, out, &piece, in_double, row)
     return 0
+
+
+cdef int _load_raw(Node *node, Block **head, object payload) except -1:
+    if node.default_count != node.value_dim:
+        name = (<bytes>node.name).decode()
+        raise ValueError(f"feature {name!r}: {node.default_count} defaults")
+    return 0
+
+
+register_operator("raw", run_raw, _load_raw)

@@ -52,7 +52,11 @@ def transform(arguments: argparse.ArgumentParser) -> Run:
 # A sub-command is a function that declares its arguments and returns what runs;
 # its name is the command's and its docstring the help text. What it needs is
 # imported when it runs, so that `procserver check` does not wait for torch.
-COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (check, demo, transform)
+COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (
+    check,
+    demo,
+    transform,
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -80,6 +80,8 @@ class RankingPipeline:
         self._item_empty_score = item_empty_score
         self._max_items = max_items
         self._tile = runner.package.input_tile != 0
+        self._item_inputs = tuple(fg.item_inputs)
+        self._joins = tuple(fg.sequence_joins)
 
     def predict(self, body: bytes | bytearray | memoryview) -> Reply:
         request = torchrec_wire.decode(body)
@@ -117,13 +119,13 @@ class RankingPipeline:
         }
         missing = None
         if generation is not None:
-            for join in self._fg.sequence_joins:
+            for join in self._joins:
                 _join_sequence(generation, join, user)
             if len(request.item_ids):
                 found = generation.lookup(request.item_ids)
                 wanted = [
                     name
-                    for name in self._fg.item_inputs
+                    for name in self._item_inputs
                     if name in generation.schema and name not in item
                 ]
                 item.update(generation.gather(found, wanted))
@@ -146,7 +148,7 @@ class RankingPipeline:
         given = [len(c) for c in (*request.item.values(), *request.context.values())]
         if given:
             return max(given)
-        return 0 if self._fg.item_inputs or self._fg.context_inputs else 1
+        return 0 if self._item_inputs or self._fg.context_inputs else 1
 
     def _score(self, gathered: ItemRows) -> dict[str, np.ndarray]:
         if gathered.rows == 0:

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from procserver.fg.bucketizer import Bucketizer
 from procserver.fg.entry import INT64_MAX
+from procserver.fg.feature import FeatureSpec, FgSpec, InputRef
 from procserver.fg.plan import Plan, PlannedFeature
-from procserver.fg.spec import FeatureSpec, FgSpec, InputRef
+from procserver.fg.types import TYPES
 
 # Types that yield ids without a bucketizer: their columns hold ids already.
 IDS = Bucketizer("number", INT64_MAX)
@@ -33,15 +34,23 @@ def _feature(planned: PlannedFeature) -> FeatureSpec:
     spec = planned.spec
     sequence = spec.sequence
     if sequence is not None:
-        sequence = replace(sequence, group="", pk="")
-    numeric = planned.form == "numbers" or spec.operator == "raw"
+        sequence = replace(sequence, group="", prefix="", pk="")
+    # NOTE(11): a raw feature's rows have its width; of the other types, a row may
+    # have bucketized any number of values.
+    fixed = planned.form == "numbers" or spec.operator == "raw"
+    unbounded = spec.operator in UNBOUNDED and not fixed
     return replace(
         spec,
-        operator="raw" if numeric else "id",
+        type=TYPES["raw_feature" if fixed else "id_feature"],
         inputs=(InputRef("item", spec.name, spec.name, sequence is not None),),
         sequence=sequence,
-        bucketizer=spec.bucketizer if numeric else spec.bucketizer or IDS,
+        bucketizer=spec.bucketizer if fixed else spec.bucketizer or IDS,
         normalizer=None,
         need_prefix=False,
-        value_dim=0 if spec.operator in UNBOUNDED and not numeric else spec.value_dim,
+        numeric=fixed,
+        value_dim=len(spec.default_numbers)
+        if fixed
+        else spec.value_dim * (not unbounded),
+        width=len(spec.default_numbers) if fixed else 1,
+        details=None,
     )

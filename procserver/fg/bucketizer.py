@@ -54,6 +54,8 @@ class Bucketizer:
 
     def id_of_default(self, text: bytes, *, farm_hash: bool) -> int:
         """The id of a default value, which is one token."""
+        if self.kind == "vocab":
+            return self.words.get(text, self.fallback)
         return BucketTable(self.compiled(farm_hash=farm_hash)).of_text(text)
 
 
@@ -62,21 +64,38 @@ def read_bucketizer(
 ) -> Bucketizer | None:
     """The one bucketizer of an entry, or None.
 
+    ``allowed``: those that the type takes, in the order in which one is chosen.
     Keys whose value is 0 or empty count as absent, as in the protobuf messages
     that they come from.
 
     :raises FgConfigError: for a bucketizer that the type does not take, a
         vocabulary without ``default_bucketize_value``, or unusable values
     """
-    for key in KEYS:
-        spellings = (key, "bucketize_boundaries") if key == "boundaries" else (key,)
-        spelling, found = entry.raw(*spellings)
-        if not entry.has(*spellings) or found in (0, "0", "", [], {}):
-            continue
-        if key not in allowed:
-            raise entry.refuse(spelling, "this feature type has no such bucketizer")
-        return _READERS[key](entry, spelling, found, asset_dir)
-    return None
+    present = [key for key in KEYS if _written(entry, key) is not None]
+    if not present:
+        return None
+    if present[0] not in allowed:
+        spelling = (_written(entry, present[0]) or ("", None))[0]
+        raise entry.refuse(spelling, "this feature type has no such bucketizer")
+    key = next(key for key in allowed if key in present)
+    spelling, found = _written(entry, key) or ("", None)
+    return _READERS[key](entry, spelling, found, asset_dir)
+
+
+def _written(entry: Entry, key: str) -> tuple[str, Any] | None:
+    """A bucketizer key as spelled, and its value; None if there is none."""
+    spellings = (key, "bucketize_boundaries") if key == "boundaries" else (key,)
+    if entry.raw("gen_key_type")[1] == "mod":
+        # NOTE(12): how an export for RTP writes num_buckets. Ids out of range are 0
+        # as in training, not their remainder.
+        if key == "hash_bucket_size":
+            return None
+        if key == "num_buckets":
+            spellings = (key, "hash_bucket_size")
+    spelling, found = entry.raw(*spellings)
+    if not entry.has(*spellings) or found in (0, "0", "", [], {}):
+        return None
+    return spelling, found
 
 
 def _hash(entry: Entry, key: str, found: Any, _: Path) -> Bucketizer:

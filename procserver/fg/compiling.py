@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from cython_ext.column import Column
 from cython_ext.fg_plan import CompiledPlan
-from procserver.fg.plan import Form, Plan, PlannedFeature
-from procserver.fg.spec import FeatureSpec
+from procserver.fg.feature import FeatureSpec
+from procserver.fg.plan import Plan, PlannedFeature
 
 
 def compile_plan(
@@ -36,9 +36,9 @@ def compile_unbucketized(
         _add(compiled, feature, farm_hash=farm_hash)
     numbers = {}
     for feature in plan.features:
-        form: Form = "numbers" if feature.spec.operator == "raw" else "text"
-        bare = replace(feature, spec=replace(feature.spec, bucketizer=None), form=form)
-        numbers[feature.spec.name] = _add(compiled, bare, farm_hash=farm_hash)
+        spec = replace(feature.spec, bucketizer=None, stub=True)
+        bare = replace(feature, spec=spec, form=spec.form)
+        numbers[spec.name] = _add(compiled, bare, farm_hash=farm_hash)
     return compiled, numbers
 
 
@@ -61,7 +61,7 @@ def _add(
     bucketizer = None
     if spec.bucketizer is not None:
         bucketizer = spec.bucketizer.compiled(farm_hash=farm_hash)
-        if default is not None and spec.operator != "raw":
+        if default is not None and not _is_number(spec):
             default_id = spec.bucketizer.id_of_default(default, farm_hash=farm_hash)
     return compiled.add(
         spec.operator,
@@ -71,13 +71,15 @@ def _add(
                 one.origin,
                 one.index,
                 one.ref.sequence,
-                spec.weighted and not one.ref.sequence,
+                not one.ref.sequence
+                and spec.type.maps(spec.details, one.ref, spec.weighted),
                 f"{one.ref.side}:{one.ref.name}",
             )
             for one in feature.inputs
         ],
         form=feature.form,
         value_dim=spec.value_dim,
+        width=spec.width,
         sequence=spec.sequence is not None,
         weighted=spec.weighted,
         separator=spec.separator,
@@ -92,7 +94,14 @@ def _add(
         emit=feature.emitted,
         keys=feature.has_keys or (for_parser and feature.is_id_sequence),
         one_row=for_parser or feature.side == "user",
+        details=spec.type.payload(spec),
     )
+
+
+def _is_number(spec: FeatureSpec) -> bool:
+    """Whether a default becomes an id as a number, else as text."""
+    kinds = ("number", "boundaries")
+    return spec.numeric and (spec.bucketizer is None or spec.bucketizer.kind in kinds)
 
 
 def _prefix(spec: FeatureSpec) -> bytes:
@@ -104,6 +113,6 @@ def _prefix(spec: FeatureSpec) -> bytes:
         "number",
         "boundaries",
     )
-    if not spec.need_prefix or spec.operator == "raw" or numeric:
+    if not spec.need_prefix or spec.numeric or numeric:
         return b""
     return f"{spec.own_name}_".encode()

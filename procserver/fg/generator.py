@@ -56,6 +56,8 @@ class FeatureGenerator:
     :param farm_hash: hash with FarmHash Fingerprint64 instead of ``std::hash``;
         must match training, where ``USE_FARM_HASH_TO_BUCKETIZE`` chose it
         (NOTE(14.2): no export records it)
+    :param rtp: the file was exported for RTP: names in a group are joined with ``_``,
+        and training hashed with FarmHash (spec section 12)
     :param bucketize_only: columns are named by feature and hold its values from
         before bucketization; only bucketizers are run (spec section 11)
     :param for_parser: for TorchEasyRec's data parser, not for a model: every id
@@ -77,14 +79,17 @@ class FeatureGenerator:
         asset_dir: str | os.PathLike[str] | None = None,
         threads: int = 1,
         farm_hash: bool = False,
+        rtp: bool = False,
         bucketize_only: bool = False,
         for_parser: bool = False,
     ) -> None:
         if threads < 1:
             raise ValueError("threads must be at least 1")
+        if rtp and not farm_hash:
+            logger.warning("a file for RTP belongs to a model trained with FarmHash")
         self.threads = threads
         self.farm_hash = farm_hash
-        self.spec: FgSpec = read_spec(fg_json, asset_dir)
+        self.spec: FgSpec = read_spec(fg_json, asset_dir, rtp=rtp)
         self.plan: Plan = build_plan(self.spec)
         if bucketize_only:
             self.plan = build_plan(bucketize_only_spec(self.plan))
@@ -192,7 +197,7 @@ class FeatureGenerator:
                 continue
             try:
                 column = Column.from_arrow(array)
-            except TypeError as error:
+            except (TypeError, ValueError) as error:  # ArrowInvalid is the latter
                 raise BadFeature(f"column {slot.name!r}: {error}") from error
             counts.add(len(column))
             bound.append(column)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from procserver.errors import FgConfigError
-from procserver.fg.spec import FeatureSpec, FgSpec, InputRef, Side
+from procserver.fg.feature import FeatureSpec, FgSpec, Form, InputRef, Side
 
 FeatureSide = Literal["user", "item", "crossing"]
-Form = Literal["ids", "text", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def build_plan(spec: FgSpec) -> Plan:
                 inputs.append(PlannedInput("slot", index, ref))
         numbers[feature.name] = len(numbers)
         planned[feature.name] = PlannedFeature(
-            feature, tuple(inputs), _side(feature, planned), _form(feature)
+            feature, tuple(inputs), _side(feature, planned), feature.form
         )
     return Plan(tuple(planned.values()), tuple(slots), tuple(literals))
 
@@ -114,12 +113,6 @@ def _slot(feature: FeatureSpec, ref: InputRef) -> Slot:
     if ref.sequence and feature.sequence is not None and feature.sequence.group:
         return Slot("user", ref.column)
     return Slot(ref.side, ref.column)
-
-
-def _form(feature: FeatureSpec) -> Form:
-    if feature.bucketizer is not None:
-        return "ids"
-    return "numbers" if feature.operator == "raw" else "text"
 
 
 def _side(feature: FeatureSpec, planned: dict[str, PlannedFeature]) -> FeatureSide:

@@ -4,48 +4,29 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cython_ext.fg_text import read_number
 from procserver.errors import FgConfigError
-from procserver.fg.bucketizer import (
-    KEYS,
-    Bucketizer,
-    default_is_usable,
-    read_bucketizer,
-)
+from procserver.fg.bucketizer import default_is_usable, read_bucketizer
 from procserver.fg.entry import Entry
-from procserver.fg.normalizer import Normalizer, read_normalizer
+from procserver.fg.feature import (
+    FeatureSpec,
+    FgSpec,
+    InputRef,
+    OperatorType,
+    Sequence,
+    Side,
+)
+from procserver.fg.inputs import read_inputs
+from procserver.fg.normalizer import read_normalizer
+from procserver.fg.types import NEVER, NOT_YET, TYPES
+
+__all__ = ["FeatureSpec", "FgSpec", "InputRef", "Sequence", "Side", "read_spec"]
 
 logger = logging.getLogger(__name__)
 
-Side = Literal["user", "item", "context", "feature", "const"]
-Operator = Literal["id", "raw", "combo"]
-
-SIDES: tuple[Side, ...] = ("user", "item", "context", "feature", "const")
-OPERATORS: dict[str, Operator] = {
-    "id_feature": "id",
-    "raw_feature": "raw",
-    "combo_feature": "combo",
-}
-NOT_YET = frozenset(
-    {
-        "bool_mask_feature",
-        "combine_feature",
-        "custom_feature",
-        "expr_feature",
-        "kv_dot_product",
-        "lookup_feature",
-        "match_feature",
-        "overlap_feature",
-        "regex_replace_feature",
-        "text_normalizer",
-        "tokenize_feature",
-    }
-)
-NEVER = frozenset({"bm25_feature", "slice_feature"})
 VALUE_TYPES = {
     "string": "string",
     "str": "string",
@@ -61,80 +42,19 @@ VALUE_TYPES = {
     "bigint": "int64",
 }
 SEPARATOR = "\x1d"
-# SAFETY: a dense row is this wide at most, whatever number value_dim names.
-MAX_WIDTH = 65536
-
-
-@dataclass(frozen=True)
-class InputRef:
-    """One ``side:name``; ``sequence``: its cells are split into elements.
-
-    ``column`` is the name under which the input is given: ``name``, or
-    ``<sequence_name>__<name>`` for the sequence inputs of a group.
-    """
-
-    side: Side
-    name: str
-    column: str
-    sequence: bool
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """How sequence cells are cut; ``group`` is "" for a stand-alone sequence.
-
-    ``length``: elements kept, 0 for all. ``pk``: the request field with the ids
-    whose item features make up the group, as ``side:name``.
-    """
-
-    group: str
-    length: int
-    delim: bytes
-    pk: str
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """One feature. ``name`` is its output name (``<sequence_name>__<own>``).
-
-    ``default`` is None where an empty input has no value. ``value_dim`` 0 keeps
-    all values; of a raw feature it is the width.
-    """
-
-    name: str
-    own_name: str
-    operator: Operator
-    inputs: tuple[InputRef, ...]
-    sequence: Sequence | None
-    default: str | None
-    default_numbers: tuple[float, ...]
-    value_type: str
-    separator: bytes
-    value_dim: int
-    need_prefix: bool
-    weighted: bool
-    bucketizer: Bucketizer | None
-    normalizer: Normalizer | None
-    stub: bool
-
-
-@dataclass(frozen=True)
-class FgSpec:
-    """A whole ``fg.json``: its features in file order and its groups."""
-
-    features: tuple[FeatureSpec, ...]
-    groups: tuple[Sequence, ...]
-    reserves: tuple[str, ...]
 
 
 def read_spec(
     fg_json: Mapping[str, Any] | str | os.PathLike[str],
     asset_dir: str | os.PathLike[str] | None = None,
+    *,
+    rtp: bool = False,
 ) -> FgSpec:
     """Reads and checks an ``fg.json``, given as a path or as its content.
 
     Asset files are looked up in ``asset_dir``, by default the directory of the
-    file (the working directory if the content was given).
+    file (the working directory if the content was given). ``rtp``: the names in a
+    group are joined with one underscore instead of two (spec section 12).
 
     :raises FgConfigError: naming feature, key and reason
     """
@@ -154,7 +74,7 @@ def read_spec(
     features: dict[str, FeatureSpec] = {}
     groups: dict[str, Sequence] = {}
     for value in top.objects("features"):
-        for feature in _read_item(value, assets, groups):
+        for feature in _read_item(value, assets, groups, "_" if rtp else "__"):
             if feature.name in features:
                 raise FgConfigError(feature.name, "feature_name", "is not unique")
             features[feature.name] = feature
@@ -172,14 +92,14 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_item(
-    value: Mapping[str, Any], assets: Path, groups: dict[str, Sequence]
+    value: Mapping[str, Any], assets: Path, groups: dict[str, Sequence], joint: str
 ) -> Iterator[FeatureSpec]:
     """The features of one entry: a feature object or a sequence group."""
     entry = Entry(value)
     if not entry.has("sequence_name") or entry.has("feature_type"):
         yield _read_feature(entry, None, frozenset(), assets)
         return
-    group = _read_group(entry)
+    group = _read_group(entry, joint)
     if group.group in groups:
         raise FgConfigError(group.group, "sequence_name", "is not unique")
     groups[group.group] = group
@@ -189,7 +109,7 @@ def _read_item(
         yield _read_feature(child, group, siblings, assets)
 
 
-def _read_group(entry: Entry) -> Sequence:
+def _read_group(entry: Entry, joint: str) -> Sequence:
     entry.name = entry.text("sequence_name")
     if not entry.name:
         raise entry.refuse("sequence_name", "is empty")
@@ -199,18 +119,19 @@ def _read_group(entry: Entry) -> Sequence:
         raise entry.refuse("sequence_pk", f"{pk!r:.60} is not side:name")
     return Sequence(
         group=entry.name,
+        prefix=entry.name + joint,
         length=entry.integer("sequence_length", default=0),
         delim=entry.character("sequence_delim", ";"),
         pk=pk,
     )
 
 
-def _read_type(entry: Entry) -> tuple[Operator, bool]:
-    """The operator, and whether the type says that it is a sequence."""
+def _read_type(entry: Entry) -> tuple[OperatorType, bool]:
+    """The type, and whether its name says that it is a sequence."""
     written = entry.text("feature_type")
     kind = written.removeprefix("sequence_")
-    if kind in OPERATORS:
-        return OPERATORS[kind], kind != written
+    if kind in TYPES:
+        return TYPES[kind], kind != written
     if kind in NEVER:
         raise entry.refuse(
             "feature_type", f"{written} is not supported: its rules are not published"
@@ -226,22 +147,26 @@ def _read_feature(
     entry.name = own = entry.text("feature_name", default="")
     if not own:
         raise entry.refuse("feature_name", "is required")
-    operator, is_sequence = _read_type(entry)
+    kind, is_sequence = _read_type(entry)
     sequence = group
     if group is None and (is_sequence or entry.flag("is_sequence")):
         sequence = Sequence(
             group="",
+            prefix="",
             length=entry.integer("sequence_length", default=0),
             delim=entry.character("sequence_delim", ";"),
             pk="",
         )
     separator = entry.character("separator", SEPARATOR)
-    bucketizer = read_bucketizer(entry, assets, _bucketizers_of(operator))
-    value_dim = _read_value_dim(entry, operator, sequence)
-    default = _read_default(entry, operator, sequence)
+    bucketizer = read_bucketizer(entry, assets, kind.bucketizers)
+    width = kind.width(entry)
+    value_type = _read_value_type(entry, kind)
+    details = kind.read_details(entry, assets)
+    numeric = kind.numeric(details, bucketizer, value_type)
+    default = _read_default(entry, kind, sequence)
     numbers: tuple[float, ...] = ()
-    if operator == "raw":
-        numbers = _default_numbers(entry, default, separator, value_dim)
+    if numeric:
+        numbers = _default_numbers(entry, default, separator, width or 1)
     elif (
         default is not None
         and bucketizer is not None
@@ -249,55 +174,38 @@ def _read_feature(
     ):
         raise entry.refuse("default_value", f"{default!r:.40} is no number")
     return FeatureSpec(
-        name=f"{group.group}__{own}" if group else own,
+        name=f"{group.prefix}{own}" if group else own,
         own_name=own,
-        operator=operator,
-        inputs=_read_inputs(entry, operator, sequence, siblings),
+        type=kind,
+        inputs=read_inputs(entry, kind, sequence, siblings),
         sequence=sequence,
         default=default,
         default_numbers=numbers,
-        value_type=_read_value_type(entry, operator),
+        value_type=value_type,
         separator=separator,
-        value_dim=value_dim,
+        value_dim=kind.value_dim(entry, sequence is not None),
+        width=width,
         need_prefix=entry.flag("need_prefix"),
-        weighted=operator == "id" and entry.flag("weighted"),
+        weighted=kind.weighted and entry.flag("weighted"),
+        numeric=numeric,
         bucketizer=bucketizer,
-        normalizer=read_normalizer(entry) if operator == "raw" else None,
+        normalizer=read_normalizer(entry) if kind.normalizes else None,
         stub=entry.flag("stub_type"),
+        details=details,
     )
 
 
-def _bucketizers_of(operator: Operator) -> tuple[str, ...]:
-    if operator == "raw":
-        return ("num_buckets", "boundaries")
-    if operator == "combo":
-        return tuple(key for key in KEYS if key != "num_buckets")
-    return KEYS
-
-
-def _read_value_type(entry: Entry, operator: Operator) -> str:
-    default = "float" if operator == "raw" else "string"
-    written = entry.text("value_type", default="") or default
+def _read_value_type(entry: Entry, kind: OperatorType) -> str:
+    written = entry.text("value_type", default="") or kind.value_type
     if written.lower() not in VALUE_TYPES:
         raise entry.refuse("value_type", f"unknown type {written!r:.40}")
     return VALUE_TYPES[written.lower()]
 
 
-def _read_value_dim(entry: Entry, operator: Operator, sequence: Sequence | None) -> int:
-    keys = ("value_dim", "value_dimension")
-    if operator == "raw":
-        return entry.integer(*keys, default=1, high=MAX_WIDTH) or 1
-    # NOTE(8.1): absent in a sequence, an id keeps one value, as exporters write;
-    # a combo keeps all crosses.
-    absent = 1 if operator == "id" and sequence is not None else 0
-    return entry.integer(*keys, default=absent)
-
-
 def _read_default(
-    entry: Entry, operator: Operator, sequence: Sequence | None
+    entry: Entry, kind: OperatorType, sequence: Sequence | None
 ) -> str | None:
-    absent = "0" if operator == "raw" else ""
-    default = entry.text("default_value", default=absent)
+    default = entry.text("default_value", default=kind.default) or kind.empty_default
     if default == "":
         # NOTE(3): an empty default in a sequence is read as "0".
         return "0" if sequence is not None else None
@@ -307,7 +215,7 @@ def _read_default(
 def _default_numbers(
     entry: Entry, default: str | None, separator: bytes, width: int
 ) -> tuple[float, ...]:
-    """The default of a raw feature: ``width`` numbers, or one for all."""
+    """The default of a numeric feature: ``width`` numbers, or one for all."""
     if default is None:
         return (0.0,) * width
     numbers = [read_number(part) for part in default.encode().split(separator)]
@@ -319,62 +227,3 @@ def _default_numbers(
     if len(found) != len(numbers):
         raise entry.refuse("default_value", f"{default!r:.60} is not numeric")
     return tuple(found) if len(found) == width else (found[0],) * width
-
-
-def _read_inputs(
-    entry: Entry,
-    operator: Operator,
-    sequence: Sequence | None,
-    siblings: frozenset[str],
-) -> tuple[InputRef, ...]:
-    written = entry.strings("expression") or ()
-    if operator == "combo" and len(written) < 2:
-        raise entry.refuse("expression", "must list two inputs or more")
-    if operator != "combo" and len(written) != 1:
-        raise entry.refuse("expression", "must be one side:name")
-    parts = [_split_ref(entry, text) for text in written]
-    fields = entry.strings("sequence_fields")
-    chosen = [
-        sequence is not None and _is_sequence(side, name, operator, fields, siblings)
-        for side, name in parts
-    ]
-    if sequence is not None and not any(chosen):
-        # NOTE(9): no input qualifies by the rules: then all columns do.
-        chosen = [side not in ("const",) for side, _ in parts]
-    group = sequence.group if sequence is not None else ""
-    return tuple(
-        InputRef(
-            side,
-            name,
-            f"{group}__{name}" if group and is_sequence else name,
-            is_sequence,
-        )
-        for (side, name), is_sequence in zip(parts, chosen, strict=True)
-    )
-
-
-def _is_sequence(
-    side: Side,
-    name: str,
-    operator: Operator,
-    fields: tuple[str, ...] | None,
-    siblings: frozenset[str],
-) -> bool:
-    """Whether an input of a sequence feature is a sequence itself (section 9)."""
-    if side == "const":
-        return False
-    if fields is not None:
-        return name in fields
-    if side == "feature":
-        return name in siblings
-    return operator != "combo" or side == "item"
-
-
-def _split_ref(entry: Entry, text: str) -> tuple[Side, str]:
-    side, colon, name = text.partition(":")
-    for known in SIDES:
-        if colon and side.strip() == known and (name or known == "const"):
-            return known, name
-    raise entry.refuse(
-        "expression", f"{text!r:.60} is not side:name with side in {', '.join(SIDES)}"
-    )

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -45,7 +44,13 @@ def main(options: argparse.Namespace) -> int:
     from procserver.errors import BadFeature, FgConfigError, SourceError
     from procserver.fg import FeatureGenerator
     from procserver.offline.progress import Progress
-    from procserver.offline.transform import Unusable, find_files, prepare, transform
+    from procserver.offline.transform import (
+        Unusable,
+        check_output,
+        find_files,
+        prepare,
+        transform,
+    )
 
     threads = options.threads or len(os.sched_getaffinity(0))
     output = Path(options.output)
@@ -54,11 +59,12 @@ def main(options: argparse.Namespace) -> int:
         if threads < 1:
             raise Unusable("--threads must be at least 1")
         files = find_files(options.input)
-        _check_output(output, files)
+        check_output(output, files)
         generator = FeatureGenerator(
             options.fg,
             asset_dir=options.assets,
             farm_hash=options.farm_hash,
+            rtp=options.rtp,
             bucketize_only=options.bucketize_only,
             for_parser=True,
         )
@@ -74,12 +80,3 @@ def main(options: argparse.Namespace) -> int:
         return 1
     progress.finish()
     return 0
-
-
-def _check_output(output: Path, files: Sequence[Path]) -> None:
-    if output.is_dir():
-        raise Unusable(f"{output} is a folder; name the file to write")
-    if not output.parent.is_dir():
-        raise Unusable(f"there is no folder {output.parent}")
-    if any(output.resolve() == path.resolve() for path in files):
-        raise Unusable(f"{output} is one of the input files")

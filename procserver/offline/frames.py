@@ -28,7 +28,9 @@ def column_types(plan: Plan) -> dict[str, pa.DataType]:
     (``fg_mode: FG_NONE``).
     """
     return {
-        feature.spec.name: _type(feature) for feature in plan.features if feature.emitted
+        feature.spec.name: _type(feature)
+        for feature in plan.features
+        if feature.emitted
     }
 
 
@@ -37,9 +39,7 @@ def feature_columns(plan: Plan, tensors: Tensors) -> list[pa.Array]:
 
     ``tensors`` are a parser's: with ``key_lengths`` of every id sequence.
     """
-    return [
-        _column(feature, tensors) for feature in plan.features if feature.emitted
-    ]
+    return [_column(feature, tensors) for feature in plan.features if feature.emitted]
 
 
 def _type(feature: PlannedFeature) -> pa.DataType:
@@ -50,16 +50,11 @@ def _type(feature: PlannedFeature) -> pa.DataType:
         cell = pa.list_(pa.int64())
         nested = feature.has_keys
     else:
-        nested = width_of(feature) > 1
+        nested = spec.width != 1
         cell = pa.list_(pa.float32()) if nested else pa.float32()
     if spec.sequence is None:
         return cell
     return pa.list_(cell) if nested or feature.form != "ids" else cell
-
-
-def width_of(feature: PlannedFeature) -> int:
-    """Numbers in a row (or in an element) of a dense feature."""
-    return feature.spec.value_dim or 1
 
 
 def _column(feature: PlannedFeature, tensors: Tensors) -> pa.Array:
@@ -68,7 +63,7 @@ def _column(feature: PlannedFeature, tensors: Tensors) -> pa.Array:
     lengths = tensors.get(f"{spec.name}.lengths")
     if feature.form == "numbers":
         flat = pa.array(values.reshape(-1))
-        if values.shape[1] > 1:
+        if spec.width != 1:
             steps = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
             flat = pa.ListArray.from_arrays(pa.array(steps), flat)
         return flat if lengths is None else _listed(flat, lengths)

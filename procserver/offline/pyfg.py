@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from procserver.errors import BadFeature
 from procserver.fg import FeatureGenerator
+from procserver.fg.feature import FeatureSpec
 from procserver.fg.plan import PlannedFeature, build_plan
-from procserver.fg.spec import FeatureSpec
 
 HASH_MODE = "USE_FARM_HASH_TO_BUCKETIZE"
 NO_IDS = np.empty(0, dtype=np.int64)
@@ -314,7 +314,7 @@ def _feature_rows(
     spec = feature.spec
     output = FeatureOutput(spec.name, tensors)
     if feature.form == "numbers":
-        cells = output.dense_values.tolist()
+        cells: list[Any] = output.dense_values.tolist()
         if output.dense_values.shape[1] == 1:
             cells = [cell[0] for cell in cells]
         return cells if spec.sequence is None else _split(cells, output.np_lengths)
@@ -328,7 +328,7 @@ def _feature_rows(
 
 
 def _is_one_number(spec: FeatureSpec) -> bool:
-    return spec.operator == "raw" and spec.value_dim == 1
+    return spec.numeric and spec.width == 1
 
 
 def _number(row: list[Any]) -> Any:

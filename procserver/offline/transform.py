@@ -72,6 +72,19 @@ def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
 
 
+def check_output(output: Path, files: Sequence[Path]) -> None:
+    """Refuses an output that cannot be written, or that would replace an input.
+
+    :raises Unusable: saying which
+    """
+    if output.is_dir():
+        raise Unusable(f"{output} is a folder; name the file to write")
+    if not output.parent.is_dir():
+        raise Unusable(f"there is no folder {output.parent}")
+    if any(output.resolve() == path.resolve() for path in files):
+        raise Unusable(f"{output} is one of the input files")
+
+
 def prepare(
     files: Sequence[Path], generator: FeatureGenerator, reserves: Sequence[str] = ()
 ) -> Job:

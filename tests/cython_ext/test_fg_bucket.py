@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cython_ext.fg_bucket import BucketTable, normalize
@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
 import fg_oracle
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80), st.integers(1, 2**63 - 1))
 def test_hash_is_an_unsigned_remainder(text, size):
     std = BucketTable(("std_hash", size, 0, None))
@@ -40,6 +41,7 @@ def test_integers_and_floats_hash_as_their_text():
     assert table.of_number(float(np.float32(0.1)), single=True) == table.of_text(b"0.1")
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.binary(max_size=6), st.integers(-(2**63), 2**63 - 1)))
 def test_vocabulary(words):
     table = BucketTable(("vocab", 0, -7, words))
@@ -73,6 +75,7 @@ def test_plain_numbers_of_floats_are_truncated(value, number):
     assert BucketTable(("number", 100, 0, None)).of_number(value) == number
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40).map(sorted),
     st.floats(width=32, allow_nan=False),
@@ -104,6 +107,7 @@ PARAMETERS = [
 
 
 @pytest.mark.parametrize("spec", PARAMETERS)
+@settings(deadline=None)
 @given(value=st.floats())
 def test_normalizers_bit_for_bit(spec, value):
     method, first, second = spec

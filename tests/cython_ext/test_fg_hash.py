@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cython_ext.column import Column
@@ -31,6 +31,7 @@ def test_vectors(mode):
         assert hash_text(data, farm=mode == "farm") == int(vector[mode])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_oracle(data):
     assert hash_text(data, farm=False) == fg_oracle.std_hash(data)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cython_ext.fg_text import integer_text, number_text, read_integer, read_number
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
 import fg_oracle
 
 
+@settings(deadline=None)
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_integers(value):
     assert integer_text(value) == str(value).encode()
@@ -29,6 +30,7 @@ def test_integer_edges(value):
     assert integer_text(value) == str(value).encode()
 
 
+@settings(deadline=None)
 @given(st.floats())
 def test_doubles_are_shortest(value):
     text = number_text(value)
@@ -37,6 +39,7 @@ def test_doubles_are_shortest(value):
     assert back == value or (math.isnan(back) and math.isnan(value))
 
 
+@settings(deadline=None)
 @given(st.floats(width=32))
 def test_singles_are_shortest(value):
     text = number_text(value, single=True)
@@ -106,6 +109,7 @@ def test_texts_that_are_no_numbers(text):
     assert read_number(text) is None
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789.eE+-", max_size=40))
 def test_random_numerals(text):
     expected = None

@@ -9,7 +9,7 @@ import pytest
 
 from procserver.errors import BadFeature, FgConfigError
 from procserver.fg import FeatureGenerator
-from procserver.fg.spec import OPERATORS
+from procserver.fg.types import TYPES
 
 DATA = Path(__file__).parent.parent / "data" / "fg"
 CASES = json.loads((DATA / "fg_cases.json").read_text())["cases"]
@@ -24,7 +24,7 @@ def types_of(fg_json):
 
 def is_covered(case):
     return case["mode"] in MODES and all(
-        kind in OPERATORS for kind in types_of(case["fg_json"])
+        kind in TYPES for kind in types_of(case["fg_json"])
     )
 
 

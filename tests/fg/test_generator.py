@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cython_ext.column import Column
 from procserver.errors import BadFeature, FgConfigError
 from procserver.fg import FeatureGenerator, SequenceJoin
-from procserver.fg.spec import OPERATORS
+from procserver.fg.types import TYPES
 
 EXAMPLES = Path(__file__).parent.parent / "data" / "fg" / "fg_examples"
 
@@ -176,12 +176,66 @@ def test_offline_columns_must_agree(generator):
         generator.transform({"city": pa.array([{"a": 1}])})
 
 
+def test_bytes_that_are_no_text_are_refused(generator):
+    with pytest.raises(BadFeature, match="column 'city'"):
+        generator.transform({"city": pa.array([b"\xff\xfe"])})
+
+
+def test_no_features_and_no_inputs():
+    empty = FeatureGenerator({"features": []})
+    assert empty.transform({}) == {}
+    assert list(empty.generate({}, {}, {}, 5, tile=True)) == ["batch_size"]
+    literal = FeatureGenerator(
+        {"features": [feature("id", "f", "const:a", hash_bucket_size=10)]}
+    )
+    found = literal.generate({}, {}, {}, 5, tile=False)
+    assert found["f.lengths"].tolist() == [1] * 5
+    assert len(literal.generate({}, {}, {}, 5, tile=True)["f.lengths"]) == 1
+
+
+def test_an_item_input_beside_a_sequence_crosses_per_item():
+    """A group's non-sequence item input gives every item its own sequence."""
+    child = feature(
+        "combo", "f", ["item:cat", "item:brand"], sequence_fields=["cat"],
+        hash_bucket_size=1000, value_dim=1,
+    )  # fmt: skip
+    generator = FeatureGenerator(
+        {"features": [{"sequence_name": "s", "features": [child]}]}
+    )
+    assert generator.describe()[0]["side"] == "crossing"
+    arrays = {"s__cat": pa.array(["1;2"])}, {"brand": pa.array(["x", "y", None])}
+    found = generator.generate(columns(arrays[0]), columns(arrays[1]), {}, 3, tile=True)
+    assert found["s__f.lengths"].tolist() == [2, 2, 2]
+    assert generator.unbucketized(arrays[0] | arrays[1])["s__f"] == [
+        [["1_x"], ["2_x"]], [["1_y"], ["2_y"]], [["0"], ["0"]],
+    ]  # fmt: skip
+    assert generator.sequence_joins[0].inputs == {"cat": "s__cat"}
+
+
 def test_chunked_and_dictionary_columns(generator):
     chunked = pa.chunked_array([["hz"], ["bj", None]])
     whole = generator.transform({"city": pa.array(["hz", "bj", None])})
     assert plain(generator.transform({"city": chunked})) == plain(whole)
     encoded = pa.array(["hz", "bj", None]).dictionary_encode()
     assert plain(generator.transform({"city": encoded})) == plain(whole)
+
+
+@pytest.mark.parametrize(
+    ("cells", "same"),
+    [
+        (pa.array(["a", None, "b\x1dc"]), "a;;b\x1dc"),
+        (pa.array([7, None, 8], pa.int64()), "7;;8"),
+        (pa.array([["a", "b"], None, []]), "a\x1db;;"),
+        (pa.array([], pa.string()), ""),
+    ],
+)
+def test_joined_item_features_are_a_sequence(generator, cells, same):
+    """Item columns gathered for a list of ids, nested into one user cell."""
+    joined = {"clicks__brand": Column.from_arrow(cells).nest()}
+    written = columns({"clicks__brand": pa.array([same])})
+    found = generator.generate(joined, {}, {}, 2, tile=True)
+    expected = generator.generate(written, {}, {}, 2, tile=True)
+    assert plain(found) == plain(expected)
 
 
 def test_default_row(generator):
@@ -296,7 +350,7 @@ def is_implemented(path):
         for one in entry.get("features", [entry]):
             kind = one["feature_type"].removeprefix("sequence_")
             # method=expression needs the expression language.
-            if kind not in OPERATORS or "expression" in one.get("normalizer", ""):
+            if kind not in TYPES or "expression" in one.get("normalizer", ""):
                 return False
     return True
 

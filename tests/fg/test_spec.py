@@ -5,7 +5,7 @@ import logging
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procserver.errors import FgConfigError
@@ -257,6 +257,7 @@ KEYS = [
 ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_wrong_values_are_refused_or_taken(data):
     """Any value under any key: a generator that works, or FgConfigError."""
