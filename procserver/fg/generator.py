@@ -16,6 +16,7 @@ from procserver.errors import BadFeature
 from procserver.fg.bucketing import bucketize_only as bucketize_only_spec
 from procserver.fg.compiling import compile_plan, compile_unbucketized
 from procserver.fg.dump import dump_rows
+from procserver.fg.parts import Parts
 from procserver.fg.plan import Plan, build_plan
 from procserver.fg.spec import FgSpec, read_spec
 
@@ -52,7 +53,7 @@ class FeatureGenerator:
 
     :param fg_json: path of an ``fg.json``, or its content as a mapping
     :param asset_dir: where asset files are; by default beside the file
-    :param threads: threads that a call may use
+    :param threads: threads that a call may use; it does where that is faster
     :param farm_hash: hash with FarmHash Fingerprint64 instead of ``std::hash``;
         must match training, where ``USE_FARM_HASH_TO_BUCKETIZE`` chose it
         (NOTE(14.2): no export records it)
@@ -97,6 +98,11 @@ class FeatureGenerator:
         self.compiled: CompiledPlan = compile_plan(
             self.plan, farm_hash=farm_hash, for_parser=for_parser
         )
+        self._parts: Parts | None = None
+        if threads > 1:
+            self._parts = Parts(
+                self.plan, threads, farm_hash=farm_hash, for_parser=for_parser
+            )
         self._bindings = [(MAPPINGS[s.side], s.name) for s in self.plan.slots]
         for feature in self.plan.features:
             if feature.form == "text" and not feature.spec.stub:
@@ -135,7 +141,7 @@ class FeatureGenerator:
             if side == 0 and column is not None and len(column) != 1:
                 raise BadFeature(f"user feature {name!r} has {len(column)} rows, not 1")
             columns.append(column)
-        tensors = self.compiled.run(columns, rows, tile=tile)
+        tensors = self._run(columns, rows, tile=tile)
         if tile:
             tensors["batch_size"] = np.array(rows, dtype=np.int64)
         return tensors
@@ -153,7 +159,12 @@ class FeatureGenerator:
             that its feature cannot take
         """
         bound, rows = self._bind_arrow(columns)
-        return self.compiled.run(bound, rows, tile=self.for_parser and not repeat)
+        return self._run(bound, rows, tile=self.for_parser and not repeat)
+
+    def _run(self, columns: list[Column | None], rows: int, *, tile: bool) -> Tensors:
+        if self._parts is not None and self._parts.pays(rows):
+            return self._parts.run(columns, rows, tile=tile)
+        return self.compiled.run(columns, rows, tile=tile)
 
     def default_row(self) -> dict[str, NDArray[np.generic]]:
         """Each feature's values for an all-null row of no type: its padding.
