@@ -13,7 +13,7 @@ from procserver.fg.types import TYPES
 
 DATA = Path(__file__).parent.parent / "data" / "fg"
 CASES = json.loads((DATA / "fg_cases.json").read_text())["cases"]
-MODES = ("fg", "default_row", "unbucketized", "error")
+MODES = ("fg", "default_row", "unbucketized", "error", "dump", "bucketize_only")
 
 
 def types_of(fg_json):
@@ -53,7 +53,12 @@ def columns_of(case):
 
 def generator_of(case):
     farm = case["env"].get("USE_FARM_HASH_TO_BUCKETIZE") == "true"
-    return FeatureGenerator(case["fg_json"], asset_dir=DATA, farm_hash=farm)
+    return FeatureGenerator(
+        case["fg_json"],
+        asset_dir=DATA,
+        farm_hash=farm,
+        bucketize_only=case["mode"] == "bucketize_only",
+    )
 
 
 def assert_ints(found, expected, dtype, what):
@@ -137,8 +142,11 @@ def test_case(case, case_ran):
         case_ran(case["id"])
         return
     generator = generator_of(case)
-    if case["mode"] == "fg":
+    if case["mode"] in ("fg", "bucketize_only"):
         check_tensors(case, generator.transform(columns_of(case)))
+    elif case["mode"] == "dump":
+        lines = generator.dump(generator.transform(columns_of(case)))
+        assert lines == case["expected"]["__dump__"], case["id"]
     elif case["mode"] == "default_row":
         check_default_row(case, generator.default_row())
     else:
@@ -150,7 +158,7 @@ def test_case(case, case_ran):
 
 @pytest.mark.parametrize(
     "case",
-    [c for c in CASES if c not in COVERED and c["mode"] != "bucketize_only"],
+    [c for c in CASES if c not in COVERED],
     ids=lambda case: case["id"],
 )
 def test_other_types_are_refused_by_name(case):
