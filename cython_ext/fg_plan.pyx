@@ -22,7 +22,9 @@ from cython_ext.fg_node cimport (
     ORIGIN_NODE, ORIGIN_SLOT, Call, Node, Source, load_operator)
 
 # Operators register themselves when they are imported.
-from cython_ext import fg_combo, fg_id, fg_raw  # noqa: F401
+from cython_ext import (  # noqa: F401
+    fg_combine, fg_combo, fg_id, fg_kv, fg_lookup, fg_mask, fg_match, fg_overlap,
+    fg_raw)
 
 from procserver.errors import BadFeature
 

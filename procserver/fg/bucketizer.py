@@ -25,6 +25,15 @@ KEYS = (
     "num_buckets",
     "boundaries",
 )
+# NOTE(4): the order for lookup_feature, match_feature and custom_feature.
+LOOKUP_ORDER = (
+    "hash_bucket_size",
+    "num_buckets",
+    "vocab_list",
+    "vocab_dict",
+    "vocab_file",
+    "boundaries",
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,11 @@ class Bucketizer:
     fallback: int = 0
     words: Mapping[bytes, int] = field(default_factory=dict)
     boundaries: tuple[float, ...] = ()
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether ids come from numbers rather than from text."""
+        return self.kind in ("number", "boundaries")
 
     def compiled(self, *, farm_hash: bool) -> "BucketSpec":
         """The form that the kernels load."""

@@ -19,7 +19,8 @@ def compile_plan(
     """
     compiled = _empty(plan, len(plan.features))
     for feature in plan.features:
-        _add(compiled, feature, farm_hash=farm_hash, for_parser=for_parser)
+        payload = feature.spec.type.payload(feature.spec)
+        _add(compiled, feature, payload, farm_hash=farm_hash, for_parser=for_parser)
     return compiled
 
 
@@ -33,12 +34,15 @@ def compile_unbucketized(
     """
     compiled = _empty(plan, 2 * len(plan.features))
     for feature in plan.features:
-        _add(compiled, feature, farm_hash=farm_hash)
+        payload = feature.spec.type.payload(feature.spec)
+        _add(compiled, feature, payload, farm_hash=farm_hash)
     numbers = {}
     for feature in plan.features:
         spec = replace(feature.spec, bucketizer=None, stub=True)
         bare = replace(feature, spec=spec, form=spec.form)
-        numbers[spec.name] = _add(compiled, bare, farm_hash=farm_hash)
+        # What an operator does may depend on the bucketizer, even without it.
+        payload = spec.type.payload(feature.spec)
+        numbers[spec.name] = _add(compiled, bare, payload, farm_hash=farm_hash)
     return compiled, numbers
 
 
@@ -50,6 +54,7 @@ def _empty(plan: Plan, features: int) -> CompiledPlan:
 def _add(
     compiled: CompiledPlan,
     feature: PlannedFeature,
+    payload: object,
     *,
     farm_hash: bool,
     for_parser: bool = False,
@@ -94,14 +99,13 @@ def _add(
         emit=feature.emitted,
         keys=feature.has_keys or (for_parser and feature.is_id_sequence),
         one_row=for_parser or feature.side == "user",
-        details=spec.type.payload(spec),
+        details=payload,
     )
 
 
 def _is_number(spec: FeatureSpec) -> bool:
     """Whether a default becomes an id as a number, else as text."""
-    kinds = ("number", "boundaries")
-    return spec.numeric and (spec.bucketizer is None or spec.bucketizer.kind in kinds)
+    return spec.numeric and (spec.bucketizer is None or spec.bucketizer.is_numeric)
 
 
 def _prefix(spec: FeatureSpec) -> bytes:
@@ -109,10 +113,9 @@ def _prefix(spec: FeatureSpec) -> bytes:
 
     NOTE(4, order of work): a default value is prefixed like any other value.
     """
-    numeric = spec.bucketizer is not None and spec.bucketizer.kind in (
-        "number",
-        "boundaries",
+    numeric = spec.numeric or (
+        spec.bucketizer is not None and spec.bucketizer.is_numeric
     )
-    if not spec.need_prefix or spec.numeric or numeric:
+    if not spec.need_prefix or not spec.type.prefixes or numeric:
         return b""
     return f"{spec.own_name}_".encode()

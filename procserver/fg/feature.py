@@ -12,6 +12,8 @@ from procserver.fg.normalizer import Normalizer
 Side = Literal["user", "item", "context", "feature", "const"]
 Form = Literal["ids", "text", "numbers"]
 
+# SAFETY: a dense row is this wide at most, whatever number value_dim names.
+MAX_WIDTH = 65536
 SIDES: tuple[Side, ...] = ("user", "item", "context", "feature", "const")
 
 
@@ -72,6 +74,11 @@ def kept(outside: int, inside: int) -> Callable[[Entry, bool], int]:
         return entry.integer("value_dim", "value_dimension", default=absent)
 
     return read
+
+
+def keeps_one(entry: Entry, in_sequence: bool) -> int:
+    """``value_dim``; absent: 1."""
+    return kept(1, 1)(entry, in_sequence)
 
 
 def keeps_all(entry: Entry, in_sequence: bool) -> int:
@@ -137,6 +144,9 @@ class OperatorType:
 
     weighted: bool = False
     """Whether ``weighted`` applies."""
+
+    prefixes: bool = True
+    """Whether ``need_prefix`` applies."""
 
     all_sequences: bool = False
     """In a sequence, whether inputs of every side are sequences (section 9)."""

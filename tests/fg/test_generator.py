@@ -373,7 +373,8 @@ def test_exported_examples(path, tmp_path):
     for one in generator.spec.features:
         width = one.value_dim if one.operator == "raw" else 1
         text = one.separator.decode().join(["1"] * width)
-        columns[one.inputs[0].column] = pa.array([text, None])
+        for ref in one.inputs:
+            columns[ref.column] = pa.array([text, None])
     tensors = generator.transform(columns)
     assert set(tensors) == set(generator.tensor_names())
     dense = [array for array in tensors.values() if array.dtype == np.float32]
@@ -385,5 +386,6 @@ def test_exported_examples(path, tmp_path):
 
 def test_some_examples_are_implemented():
     assert {path.stem for path in EXAMPLES.glob("*.json") if is_implemented(path)} == {
-        "dlrm_hstu_kuairand_1k.fg", "multi_tower_din_taobao.fg", "tdm_fg_mock.fg",
+        "dlrm_hstu_kuairand_1k.fg", "multi_tower_din_fg_rtp_mock.fg",
+        "multi_tower_din_taobao.fg", "stub_sequence_combo.fg", "tdm_fg_mock.fg",
     }  # fmt: skip
