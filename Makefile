@@ -29,7 +29,7 @@ $(BUILT): $(PACKAGES) setup.py $(SOURCES)
 	touch $@
 
 $(VENV)/.test: $(BUILT)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test,lint,loadtest]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test,lint,loadtest,text]"
 	touch $@
 
 $(VENV)/.loadtest: $(BUILT)

@@ -83,6 +83,7 @@ cdef struct Node:
     bint dense               # emitted as a matrix: every row must be ``width`` wide
     Bucketizer bucketizer
     Normalizer normalizer
+    bint gives_ids           # values are ids as they come; set by the loader
     void *extra              # the operator's own struct
 
 

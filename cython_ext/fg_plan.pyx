@@ -23,8 +23,8 @@ from cython_ext.fg_node cimport (
 
 # Operators register themselves when they are imported.
 from cython_ext import (  # noqa: F401
-    fg_combine, fg_combo, fg_id, fg_kv, fg_lookup, fg_mask, fg_match, fg_overlap,
-    fg_raw)
+    fg_called, fg_combine, fg_combo, fg_distance, fg_id, fg_kv, fg_lookup, fg_mask,
+    fg_match, fg_overlap, fg_raw)
 
 from procserver.errors import BadFeature
 
@@ -175,8 +175,6 @@ cdef class CompiledPlan:
         node.default_id = default_id
         load_bucketizer(&node.bucketizer, head, bucketizer)
         load_normalizer(&node.normalizer, normalizer)
-        if (node.form == FORM_IDS) != (node.bucketizer.kind != BUCKET_NONE):
-            raise ValueError(f"feature {name!r}: ids come from a bucketizer")
         numbers = <float *>block_alloc(head, len(default_numbers) * sizeof(float))
         for i in range(len(default_numbers)):
             numbers[i] = <float><double>default_numbers[i]
@@ -186,6 +184,10 @@ cdef class CompiledPlan:
         node.dense = emit and node.form == FORM_NUMBERS
         self._add_sources(node, sources)
         load_operator(node, head, operator, details)
+        if (node.form == FORM_IDS) != (
+            node.gives_ids or node.bucketizer.kind != BUCKET_NONE
+        ):
+            raise ValueError(f"feature {name!r}: ids come from a bucketizer")
         self._details.append(details)
         emitted = &self._emitted[number]
         emitted.tensor = TENSOR_NONE

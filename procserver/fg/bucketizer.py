@@ -74,18 +74,25 @@ class Bucketizer:
 
 
 def read_bucketizer(
-    entry: Entry, asset_dir: Path, allowed: tuple[str, ...]
+    entry: Entry,
+    asset_dir: Path,
+    allowed: tuple[str, ...],
+    other_keys: frozenset[str] = frozenset(),
 ) -> Bucketizer | None:
     """The one bucketizer of an entry, or None.
 
     ``allowed``: those that the type takes, in the order in which one is chosen.
-    Keys whose value is 0 or empty count as absent, as in the protobuf messages
-    that they come from.
+    ``other_keys`` mean something else to it. Keys whose value is 0 or empty count
+    as absent, as in the protobuf messages that they come from.
 
     :raises FgConfigError: for a bucketizer that the type does not take, a
         vocabulary without ``default_bucketize_value``, or unusable values
     """
-    present = [key for key in KEYS if _written(entry, key) is not None]
+    present = [
+        key
+        for key in KEYS
+        if key not in other_keys and _written(entry, key) is not None
+    ]
     if not present:
         return None
     if present[0] not in allowed:

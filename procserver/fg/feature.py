@@ -96,6 +96,11 @@ def takes_no_maps(details: Any, ref: InputRef, weighted: bool) -> bool:
     return False
 
 
+def gives_values(details: Any) -> bool:
+    """For types whose ids come from a bucketizer, if there is one."""
+    return False
+
+
 def nothing_to_load(spec: "FeatureSpec") -> object | None:
     """For types whose kernel takes nothing beyond what all kernels take."""
     return None
@@ -136,6 +141,12 @@ class OperatorType:
     bucketizers: tuple[str, ...] = KEYS
     """Bucketizers that the type takes; of several, the first one is chosen."""
 
+    other_keys: frozenset[str] = frozenset()
+    """Keys of bucketizers that mean something else to the type."""
+
+    gives_ids: Callable[[Any], bool] = gives_values
+    """Whether values are ids as they come, given the details."""
+
     numeric: Callable[[Any, Bucketizer | None, str], bool] = not_numeric
     """Whether values are numbers before bucketization, else text."""
 
@@ -162,6 +173,9 @@ class OperatorType:
 
     payload: Callable[["FeatureSpec"], object | None] = nothing_to_load
     """What the kernel's loader is given."""
+
+    variant: Callable[[Entry], "OperatorType"] | None = None
+    """Chooses a narrower type by the entry, where one name covers several."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +215,7 @@ class FeatureSpec:
     @property
     def form(self) -> Form:
         """What its values are."""
-        if self.bucketizer is not None:
+        if self.bucketizer is not None or self.type.gives_ids(self.details):
             return "ids"
         return "numbers" if self.numeric else "text"
 

@@ -32,6 +32,14 @@ def many_expressions(entry: Entry) -> Written:
     return [("expression", text) for text in written]
 
 
+def some_expressions(entry: Entry) -> Written:
+    """``expression`` as one input or a list of them."""
+    written = entry.strings("expression") or ()
+    if not written:
+        raise entry.refuse("expression", "is required")
+    return [("expression", text) for text in written]
+
+
 def keyed(*keys: str) -> Callable[[Entry], Written]:
     """One input under each of ``keys``."""
 

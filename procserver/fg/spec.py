@@ -131,7 +131,9 @@ def _read_type(entry: Entry) -> tuple[OperatorType, bool]:
     written = entry.text("feature_type")
     kind = written.removeprefix("sequence_")
     if kind in TYPES:
-        return TYPES[kind], kind != written
+        found = TYPES[kind]
+        found = found.variant(entry) if found.variant is not None else found
+        return found, kind != written
     if kind in NEVER:
         raise entry.refuse(
             "feature_type", f"{written} is not supported: its rules are not published"
@@ -158,7 +160,7 @@ def _read_feature(
             pk="",
         )
     separator = entry.character("separator", SEPARATOR)
-    bucketizer = read_bucketizer(entry, assets, kind.bucketizers)
+    bucketizer = read_bucketizer(entry, assets, kind.bucketizers, kind.other_keys)
     width = kind.width(entry)
     value_type = _read_value_type(entry, kind)
     details = kind.read_details(entry, assets)

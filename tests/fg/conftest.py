@@ -1,12 +1,20 @@
 """What the Feature Generator's tests share: the case count in the summary."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 DATA = Path(__file__).parent.parent / "data" / "fg"
 CASES = json.loads((DATA / "fg_cases.json").read_text())["cases"]
+# The tokenizers that some cases were recorded with belong to others and are not
+# kept here; the variable, or a folder beside the checkout, says where they are.
+ORIGINALS = Path(
+    os.environ.get("PROCSERVER_FG_ASSETS")
+    or Path(__file__).parents[3] / "shared" / "cases" / "assets"
+)
+BORROWED = ("tokenizer.json", "spiece.model")
 RAN = pytest.StashKey[set[str]]()
 
 
@@ -14,6 +22,24 @@ RAN = pytest.StashKey[set[str]]()
 def case_ran(request):
     """Call with a case's id once its outcome was compared."""
     return request.config.stash.setdefault(RAN, set()).add
+
+
+@pytest.fixture
+def case_assets(tmp_path):
+    """Call with a case for the folder that its assets are relative to."""
+
+    def folder(case):
+        names = [name for name in BORROWED if name in json.dumps(case["fg_json"])]
+        if not names:
+            return DATA
+        for name in names:
+            if not (ORIGINALS / name).is_file():
+                pytest.skip(f"{name} is not in PROCSERVER_FG_ASSETS")
+            (tmp_path / "fg_assets").mkdir(exist_ok=True)
+            (tmp_path / "fg_assets" / name).symlink_to(ORIGINALS / name)
+        return tmp_path
+
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter, config):

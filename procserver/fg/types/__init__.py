@@ -5,12 +5,16 @@ from procserver.fg.types import (
     bool_mask,
     combine,
     combo,
+    custom,
     id,
     kv,
     lookup,
     match,
     overlap,
     raw,
+    regex_replace,
+    text_normalizer,
+    tokenize,
 )
 
 TYPES: dict[str, OperatorType] = {
@@ -19,21 +23,21 @@ TYPES: dict[str, OperatorType] = {
         bool_mask.TYPE,
         combine.TYPE,
         combo.TYPE,
+        custom.TYPE,
         id.TYPE,
         kv.TYPE,
         lookup.TYPE,
         match.TYPE,
         overlap.TYPE,
         raw.TYPE,
+        regex_replace.TYPE,
+        text_normalizer.TYPE,
+        tokenize.TYPE,
     )
 }
 NOT_YET = frozenset(
     {
-        "custom_feature",
         "expr_feature",
-        "regex_replace_feature",
-        "text_normalizer",
-        "tokenize_feature",
     }
 )
 NEVER = frozenset({"bm25_feature", "slice_feature"})
