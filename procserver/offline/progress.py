@@ -24,18 +24,18 @@ class Progress:
         now = time.monotonic()
         if now - self._written >= (REDRAW if self._bar else LINE_EVERY):
             self._written = now
-            self._write()
+            self._write(now)
 
     def finish(self) -> None:
         """Writes the last state."""
-        self._write()
+        self._write(time.monotonic())
         if self._bar:
             self._stream.write("\n")
             self._stream.flush()
 
-    def _write(self) -> None:
+    def _write(self, now: float) -> None:
         share = self._done / self._total if self._total else 1.0
-        seconds = max(time.monotonic() - self._start, 1e-9)
+        seconds = max(now - self._start, 1e-9)
         text = (
             f"{self._done:,} of {self._total:,} rows, {share:.0%}, "
             f"{self._done / seconds:,.0f} rows/s"

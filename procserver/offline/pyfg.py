@@ -9,6 +9,7 @@ serves them. The hash is chosen as there: by ``USE_FARM_HASH_TO_BUCKETIZE`` bein
 import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from procserver.errors import BadFeature
 from procserver.fg import FeatureGenerator
 from procserver.fg.feature import FeatureSpec
 from procserver.fg.plan import PlannedFeature, build_plan
+from procserver.fg.types.tokenize import vocabulary_size
 
 HASH_MODE = "USE_FARM_HASH_TO_BUCKETIZE"
 NO_IDS = np.empty(0, dtype=np.int64)
@@ -231,7 +233,7 @@ class FeatureFactory:
     """Makes single features."""
 
     @staticmethod
-    def create(entry: Mapping[str, Any], verbose: bool = False) -> "Tokenizer":
+    def create(entry: Mapping[str, Any], is_rank_zero: bool = False) -> "Tokenizer":
         """The tokenizer of a ``tokenize_feature`` entry, to ask for its size.
 
         :raises FgConfigError: for other types, or an unusable ``vocab_file``
@@ -243,7 +245,7 @@ class Tokenizer:
     """What TorchEasyRec asks of a tokenizer."""
 
     def __init__(self, entry: Mapping[str, Any]) -> None:
-        self._size = 0
+        self._size = vocabulary_size(entry, Path())
 
     def vocab_size(self) -> int:
         """Number of word ids, which is the size of the embedding table."""

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -462,3 +463,50 @@ def test_what_a_handler_reads():
     assert call.sequence_feature_pks() == {"click_seq": "clicked"}
     assert call.sequence_input_to_name() == {"click_seq__x": "click_seq"}
     assert call.sequence_feature_to_name() == {"click_seq__x": "click_seq"}
+
+
+# -------------------------------------------------------------------- tokenizers
+
+
+ASSETS = Path(os.environ.get("PROCSERVER_FG_ASSETS", "/nonexistent"))
+
+
+def tokenize(vocab_file, kind="bpe", **more):
+    return {
+        "feature_type": "tokenize_feature",
+        "feature_name": "token",
+        "default_value": "",
+        "vocab_file": str(vocab_file),
+        "expression": "feature:token__text_norm",
+        "tokenizer_type": kind,
+        "output_type": "word_id",
+        "output_delim": "\x03",
+    } | more
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "size"),
+    [("tokenizer.json", "bpe", 50277), ("spiece.model", "sentencepiece", 32000)],
+)
+def test_vocabulary_size(trainer, name, kind, size):
+    """Asked of the last of a feature's objects, whatever it reads."""
+    if not (ASSETS / name).is_file():
+        pytest.skip(f"{name} is not in PROCSERVER_FG_ASSETS")
+    assert trainer.vocabulary_size(tokenize(ASSETS / name, kind)) == size
+
+
+def test_vocabulary_size_of_a_small_tokenizer(trainer, tmp_path):
+    """Added tokens count: they have rows in the embedding table."""
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.add_tokens(["<end>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert trainer.vocabulary_size(tokenize(tmp_path / "tokenizer.json")) == 4
+
+
+def test_what_has_no_vocabulary(tmp_path):
+    with pytest.raises(FgConfigError, match="id_feature"):
+        pyfg.FeatureFactory.create(ids(num_buckets=9), True)
+    with pytest.raises(FgConfigError, match="vocab_file"):
+        pyfg.FeatureFactory.create(tokenize(tmp_path / "none.json"), False)

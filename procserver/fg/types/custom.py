@@ -8,6 +8,7 @@ from typing import Any
 from procserver.fg.bucketizer import Bucketizer
 from procserver.fg.entry import Entry
 from procserver.fg.feature import (
+    MAX_WIDTH,
     FeatureSpec,
     InputRef,
     OperatorType,
@@ -15,7 +16,6 @@ from procserver.fg.feature import (
 )
 from procserver.fg.inputs import one_expression, some_expressions, two_expressions
 from procserver.fg.plugins import FgOperator, Process, load_operator
-from procserver.fg.types.raw import MAX_WIDTH
 from procserver.fg.types.regex_replace import payload as replace_payload
 from procserver.fg.types.regex_replace import read_replacer
 
