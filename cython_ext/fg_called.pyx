@@ -9,7 +9,7 @@ side) is one call with the texts of that row.
 
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from cython_ext.arena cimport Block, block_alloc
 from cython_ext.column cimport (
@@ -17,14 +17,13 @@ from cython_ext.column cimport (
 from cython_ext.fg_bucket cimport (
     BUCKET_BOUNDARIES, BUCKET_NONE, NORMAL_NONE, bucket_integer, normalize_single)
 from cython_ext.fg_cells cimport (
-    FORM_IDS, PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, append_id,
-    append_key, cell_piece, next_element, next_token, open_elements, start_output,
-    value_as_double, value_as_integer)
+    FORM_IDS, PIECE_EMPTY, PIECE_TEXT, Output, Piece, append_id, append_key,
+    next_token, value_as_double, value_as_integer)
 from cython_ext.fg_node cimport (
-    ACCEPTS_LIST, ACCEPTS_SCALAR, ORIGIN_NODE, Call, Node, Source, append_default,
-    append_real, append_real_default, append_token, check_shapes, number_text,
-    register_operator, rows_of, source_view)
+    ACCEPTS_LIST, ACCEPTS_SCALAR, ORIGIN_NODE, Call, Node, Source, append_real,
+    append_token, number_text, register_operator)
 from cython_ext.fg_text cimport NUMBER_CHARS
+from cython_ext.fg_walk cimport Walk, emit_default, walk
 
 from procserver.errors import BadFeature, PredictFailed, RequestError
 
@@ -39,6 +38,46 @@ ctypedef struct Called:
     bint split               # texts are cut at the separator
     bint single              # a cell is one text at most
     void *default_values     # what an empty input becomes; NULL: the default
+
+
+ctypedef struct Gathered:
+    # The cells (or elements) of one run, kept for the function.
+    Node *node
+    const ColumnView **views
+    int64_t cells
+    int64_t capacity
+    Piece *pieces            # per cell and source
+    int64_t *rows            # per cell: its row
+    int32_t *counts          # per cell: texts
+
+
+cdef int _more_cells(Walk *w, Gathered *g) except -1 nogil:
+    cdef int64_t n = w.node.source_count
+    cdef int64_t capacity = g.capacity * 2 if g.capacity else 64
+    cdef Piece *pieces = <Piece *>block_alloc(
+        w.call.head, capacity * n * sizeof(Piece))
+    cdef int64_t *rows = <int64_t *>block_alloc(w.call.head, capacity * 8)
+    if g.cells:
+        memcpy(pieces, g.pieces, g.cells * n * sizeof(Piece))
+        memcpy(rows, g.rows, g.cells * 8)
+    g.pieces = pieces
+    g.rows = rows
+    g.counts = <int32_t *>block_alloc(w.call.head, capacity * 4)
+    g.capacity = capacity
+    g.views = w.views
+    return 0
+
+
+cdef int _gather(Walk *w) except -1 nogil:
+    """Keeps the pieces of one row or element."""
+    cdef Gathered *g = <Gathered *>w.state
+    cdef int64_t n = w.node.source_count
+    if g.cells == g.capacity:
+        _more_cells(w, g)
+    memcpy(&g.pieces[g.cells * n], w.pieces, n * sizeof(Piece))
+    g.rows[g.cells] = w.row
+    g.cells += 1
+    return 0
 
 
 cdef int _load_called(Node *node, Block **head, object payload) except -1:
@@ -140,34 +179,6 @@ cdef int64_t _take_piece(Node *node, list texts, Piece *piece) except -1:
     return found
 
 
-cdef list _texts(Call *call, Node *node, Output *out, int64_t rows):
-    """All texts. ``lengths`` or ``key_lengths`` are left as texts per cell."""
-    cdef const ColumnView *v = source_view(call, &node.sources[0])
-    cdef bint split_single = node.sources[0].origin == ORIGIN_NODE
-    cdef int64_t row, elements
-    cdef Elements e
-    cdef Piece piece
-    cdef list texts = []
-    for row in range(rows):
-        if not node.sequence:
-            cell_piece(v, row, split_single, &piece)
-            out.lengths[row] = <int32_t>_take_piece(node, texts, &piece)
-            continue
-        open_elements(&e, v, row, node.delim, split_single)
-        elements = 0
-        # NOTE(14.5): truncation keeps the first elements.
-        while (not node.limit or elements < node.limit) and (
-            next_element(&e, &piece)
-        ):
-            append_key(out, _take_piece(node, texts, &piece))
-            elements += 1
-        if elements == 0:
-            append_key(out, 0)
-            elements = 1
-        out.lengths[row] = <int32_t>elements
-    return texts
-
-
 cdef object _value_object(Node *node, int32_t input_, const Values *v, int64_t i):
     cdef const char *text
     cdef int64_t length
@@ -209,73 +220,26 @@ cdef object _piece_object(
     ]
 
 
-cdef object _cell_object(Node *node, int32_t input_, const ColumnView *v, int64_t row):
-    cdef Piece piece
-    cell_piece(
-        v, 0 if v.rows == 1 else row, node.sources[input_].origin == ORIGIN_NODE,
-        &piece)
-    return _piece_object(node, input_, v, &piece)
+cdef list _texts(Gathered *g):
+    """All texts; ``counts`` are set to how many each cell has."""
+    cdef list texts = []
+    cdef int64_t i
+    for i in range(g.cells):
+        g.counts[i] = <int32_t>_take_piece(g.node, texts, &g.pieces[i])
+    return texts
 
 
-cdef int64_t _take_elements(
-    Call *call, Node *node, list inputs, Elements *elements, int64_t row
-) except -1:
-    """Adds the elements of one row; inputs that are no sequences are repeated."""
-    cdef const ColumnView *v
-    cdef int64_t made = 0
+cdef list _cells(Gathered *g):
+    """All cells of each input."""
+    cdef int64_t i
     cdef int32_t k
-    cdef bint found
-    cdef Piece piece
-    cdef list fixed = []
-    for k in range(node.source_count):
-        v = source_view(call, &node.sources[k])
-        if node.sources[k].sequence:
-            open_elements(
-                &elements[k], v, 0 if v.rows == 1 else row, node.delim,
-                node.sources[k].origin == ORIGIN_NODE)
-            fixed.append(None)
-        else:
-            fixed.append(_cell_object(node, k, v, row))
-    while not node.limit or made < node.limit:
-        found = False
-        taken = list(fixed)
-        for k in range(node.source_count):
-            if node.sources[k].sequence and next_element(&elements[k], &piece):
-                found = True
-                v = source_view(call, &node.sources[k])
-                taken[k] = _piece_object(node, k, v, &piece)
-        if not found:
-            break
-        for k in range(node.source_count):
-            (<list>inputs[k]).append(taken[k])
-        made += 1
-    return made
-
-
-cdef list _cells(Call *call, Node *node, Output *out, int64_t rows):
-    """All cells of each input. Lengths are left as cells (0 or 1) to be stored."""
-    cdef Elements *elements = NULL
-    cdef const ColumnView *v
-    cdef int64_t row, made, _i
-    cdef int32_t k
-    cdef list inputs = [[] for _ in range(node.source_count)]
-    if node.sequence:
-        elements = <Elements *>block_alloc(
-            call.head, node.source_count * sizeof(Elements))
-    for row in range(rows):
-        if not node.sequence:
-            for k in range(node.source_count):
-                v = source_view(call, &node.sources[k])
-                (<list>inputs[k]).append(_cell_object(node, k, v, row))
-            out.lengths[row] = 1
-            continue
-        made = _take_elements(call, node, inputs, elements, row)
-        for _i in range(made):
-            append_key(out, 1)
-        if made == 0:
-            append_key(out, 0)
-            made = 1
-        out.lengths[row] = <int32_t>made
+    cdef int32_t n = g.node.source_count
+    cdef list inputs = [[] for _ in range(n)]
+    for i in range(g.cells):
+        g.counts[i] = 1
+        for k in range(n):
+            (<list>inputs[k]).append(
+                _piece_object(g.node, k, g.views[k], &g.pieces[i * n + k]))
     return inputs
 
 
@@ -349,10 +313,7 @@ cdef int _append_nothing(Node *node, Output *o) except -1:
     cdef Called *called = <Called *>node.extra
     if called.default_values != NULL:
         return _append_result(node, o, <object>called.default_values)
-    if node.default_count:
-        append_real_default(node, o)
-        return 0
-    return append_default(node, o)
+    return emit_default(node, o)
 
 
 cdef int64_t _store(
@@ -377,49 +338,62 @@ cdef int64_t _store(
     return o.count - first
 
 
-cdef int _call_back(Call *call, Node *node, Output *out, int64_t rows) except -1:
-    cdef Called *called = <Called *>node.extra
-    cdef list inputs, results
-    cdef int64_t i, count
-    cdef int64_t at = 0
-    if called.cells:
-        inputs = _cells(call, node, out, rows)
-        count = len(<list>inputs[0])
-    else:
-        inputs = _texts(call, node, out, rows)
-        count = len(inputs)
-    results = []
+cdef list _called(Gathered *g):
+    """What the function gives: one result per text or cell."""
+    cdef Called *called = <Called *>g.node.extra
+    cdef list inputs = _cells(g) if called.cells else _texts(g)
+    cdef list results = []
+    count = len(<list>inputs[0]) if called.cells else len(inputs)
     if count:
         try:
             results = list((<object>called.function)(inputs))
         except RequestError:
             raise
         except Exception as error:
-            name = (<bytes>node.name).decode()
+            name = (<bytes>g.node.name).decode()
             raise PredictFailed(f"feature {name!r}: its operator failed") from error
     if len(results) != count:
-        raise _bad_result(node, f"{len(results)} results, not {count}")
-    if node.sequence:
-        for i in range(out.keys):
-            count = out.key_lengths[i]
-            out.key_lengths[i] = <int32_t>_store(node, out, results, at, count)
-            at += count
-        return 0
-    for i in range(rows):
-        count = out.lengths[i]
-        out.lengths[i] = <int32_t>_store(node, out, results, at, count)
-        at += count
+        raise _bad_result(g.node, f"{len(results)} results, not {count}")
+    return results
+
+
+cdef int _call_back(Gathered *g, Output *out) except -1:
+    """Calls the function, and fills the output from its results."""
+    cdef list results = _called(g)
+    cdef int64_t row, elements
+    cdef int64_t cell = 0
+    cdef int64_t at = 0
+    for row in range(out.rows):
+        elements = 0
+        while cell < g.cells and g.rows[cell] == row:
+            found = _store(g.node, out, results, at, g.counts[cell])
+            at += g.counts[cell]
+            cell += 1
+            elements += 1
+            if g.node.sequence:
+                append_key(out, found)
+            else:
+                out.lengths[row] = <int32_t>found
+        if g.node.sequence:
+            if elements == 0:
+                append_key(out, _store(g.node, out, results, at, 0))
+                elements = 1
+            out.lengths[row] = <int32_t>elements
     return 0
 
 
 cdef int run_called(Call *call, Node *node, Output *out) except -1 nogil:
     """Hands all inputs to the node's function and stores what it gives."""
-    cdef int64_t rows
-    check_shapes(call, node)
-    rows = rows_of(call, node)
-    start_output(out, rows, rows)
+    cdef Gathered g
+    memset(&g, 0, sizeof(Gathered))
+    g.node = node
+    walk(call, node, out, _gather, &g)
+    # The walk went over the cells; the values are yet to come.
+    out.count = 0
+    out.text_used = 0
+    out.keys = 0
     with gil:
-        _call_back(call, node, out, rows)
+        _call_back(&g, out)
     return 0
 
 

@@ -12,16 +12,13 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from cython_ext.arena cimport Arena, Block, block_alloc
-from cython_ext.column cimport STRING, ColumnView, string_at, value_is_null
+from cython_ext.column cimport STRING, string_at, value_is_null
 from cython_ext.fg_bucket cimport normalize_single
-from cython_ext.fg_cells cimport (
-    PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, append_key, cell_piece,
-    next_element, open_elements, start_output)
+from cython_ext.fg_cells cimport PIECE_EMPTY, PIECE_TEXT, Output, Piece
 from cython_ext.fg_node cimport (
-    ORIGIN_NODE, Call, Node, append_default, append_real, append_real_default,
-    append_token, check_shapes, number_text, register_operator, rows_of,
-    source_view)
+    Call, Node, append_real, append_token, number_text, register_operator)
 from cython_ext.fg_text cimport NUMBER_CHARS, format_int64
+from cython_ext.fg_walk cimport Walk, emit_default, walk
 
 from procserver.errors import BadFeature
 
@@ -181,36 +178,31 @@ cdef int64_t edit_distance_of(
 
 # ------------------------------------------------------------- EditDistance
 
-ctypedef struct Compared:
-    # Working memory of one feature during one run.
-    const ColumnView *views[2]
-    Elements elements[2]
+ctypedef struct Sides:
+    # The texts of both inputs, as they were read last.
     Points points[2]
-    bint kept[2]             # ``points`` are those of a column's one row
     bint present[2]
 
 
-cdef int _bad_text(Node *node, int32_t k, str what) except -1:
+cdef int _bad_input(Node *node, int32_t k, str what) except -1:
     name = (<bytes>node.name).decode()
     label = (<bytes>node.sources[k].label).decode()
     raise BadFeature(f"feature {name!r}: input {label!r} {what}")
 
 
-cdef int _take(
-    Call *call, Node *node, Compared *x, int32_t k, Piece *piece
-) except -1 nogil:
+cdef int _read_side(Walk *w, Sides *sides, int32_t k) except -1 nogil:
     """Takes one side's text; an empty or null one is not present."""
-    cdef bint utf8 = node.extra != NULL
+    cdef Piece *piece = &w.pieces[k]
     cdef char[NUMBER_CHARS] digits
     cdef const char *text = piece.text
     cdef int64_t length = piece.length
-    x.present[k] = False
+    sides.present[k] = False
     if piece.kind == PIECE_EMPTY:
         return 0
     if piece.kind != PIECE_TEXT:
         if piece.stop != piece.start + 1:
             with gil:
-                _bad_text(node, k, "may not be a list of several values")
+                _bad_input(w.node, k, "may not be a list of several values")
         if value_is_null(piece.values, piece.start):
             return 0
         if piece.values.scalar == STRING:
@@ -218,105 +210,37 @@ cdef int _take(
         else:
             text = digits
             length = number_text(piece.values, piece.start, digits)
-    x.present[k] = length != 0
-    return take_points(call.head, &x.points[k], text, length, utf8)
+    sides.present[k] = length != 0
+    return take_points(
+        w.call.head, &sides.points[k], text, length, w.node.extra != NULL)
 
 
-cdef int _take_cell(
-    Call *call, Node *node, Compared *x, int32_t k, int64_t row
-) except -1 nogil:
-    """Takes a cell that is no sequence; that of a one-row column only once."""
-    cdef const ColumnView *v = x.views[k]
-    cdef Piece piece
-    if x.kept[k]:
-        return 0
-    x.kept[k] = v.rows == 1
-    cell_piece(
-        v, 0 if v.rows == 1 else row, node.sources[k].origin == ORIGIN_NODE, &piece)
-    return _take(call, node, x, k, &piece)
-
-
-cdef int64_t _emit(Call *call, Node *node, Output *o, Compared *x) except -1 nogil:
-    """Appends the distance of the two texts; the number of values."""
-    cdef int64_t first = o.count
-    cdef int64_t found
+cdef int _emit_distance(Walk *w) except -1 nogil:
+    cdef Sides *sides = <Sides *>w.state
     cdef char[NUMBER_CHARS] digits
+    cdef int64_t found
+    cdef int32_t k
+    for k in range(2):
+        if w.fresh[k]:
+            _read_side(w, sides, k)
     # NOTE(8.16): without a text on both sides there is nothing to compare.
-    if not (x.present[0] and x.present[1]):
-        if node.default_count:
-            append_real_default(node, o)
-        else:
-            append_default(node, o)
-        return o.count - first
-    found = edit_distance_of(call.head, &x.points[0], &x.points[1])
+    if not (sides.present[0] and sides.present[1]):
+        return emit_default(w.node, w.out)
+    found = edit_distance_of(w.call.head, &sides.points[0], &sides.points[1])
     if found < 0:
         with gil:
-            _bad_text(node, 0, "is too long to compare")
-    if node.default_count:
-        append_real(node, o, normalize_single(&node.normalizer, <float>found))
-    else:
-        append_token(node, o, digits, format_int64(found, digits))
-    return o.count - first
-
-
-cdef int64_t _emit_elements(
-    Call *call, Node *node, Output *o, Compared *x, int64_t row
-) except -1 nogil:
-    """Compares element by element; returns how many there were."""
-    cdef int64_t made = 0
-    cdef const ColumnView *v
-    cdef int32_t k
-    cdef bint found
-    cdef Piece piece
-    for k in range(2):
-        if node.sources[k].sequence:
-            v = x.views[k]
-            open_elements(
-                &x.elements[k], v, 0 if v.rows == 1 else row, node.delim,
-                node.sources[k].origin == ORIGIN_NODE)
-        else:
-            _take_cell(call, node, x, k, row)
-    while not node.limit or made < node.limit:
-        found = False
-        for k in range(2):
-            if not node.sources[k].sequence:
-                continue
-            if next_element(&x.elements[k], &piece):
-                found = True
-            else:
-                piece.kind = PIECE_EMPTY
-            _take(call, node, x, k, &piece)
-        if not found:
-            break
-        append_key(o, _emit(call, node, o, x))
-        made += 1
-    if made == 0:
-        x.present[0] = False
-        x.kept[0] = False
-        append_key(o, _emit(call, node, o, x))
-        made = 1
-    return made
+            _bad_input(w.node, 0, "is too long to compare")
+    if w.node.default_count:
+        return append_real(
+            w.node, w.out, normalize_single(&w.node.normalizer, <float>found))
+    return append_token(w.node, w.out, digits, format_int64(found, digits))
 
 
 cdef int run_edit_distance(Call *call, Node *node, Output *out) except -1 nogil:
     """EditDistance over whole columns, its sequences included."""
-    cdef int64_t rows, row
-    cdef int32_t k
-    cdef Compared x
-    memset(&x, 0, sizeof(Compared))
-    check_shapes(call, node)
-    rows = rows_of(call, node)
-    start_output(out, rows, rows)
-    for k in range(2):
-        x.views[k] = source_view(call, &node.sources[k])
-    for row in range(rows):
-        if node.sequence:
-            out.lengths[row] = <int32_t>_emit_elements(call, node, out, &x, row)
-            continue
-        for k in range(2):
-            _take_cell(call, node, &x, k, row)
-        out.lengths[row] = <int32_t>_emit(call, node, out, &x)
-    return 0
+    cdef Sides sides
+    memset(&sides, 0, sizeof(Sides))
+    return walk(call, node, out, _emit_distance, &sides)
 
 
 cdef int _load_edit_distance(Node *node, Block **head, object payload) except -1:

@@ -12,7 +12,7 @@ from cython_ext.arena cimport Block, block_alloc
 from cython_ext.fg_cells cimport PIECE_RANGE, Output, Piece
 from cython_ext.column cimport STRING
 from cython_ext.fg_node cimport (
-    Call, Node, append_normalised, register_operator, source_view, steps_in_double)
+    Call, Node, append_normalised, register_operator)
 from cython_ext.fg_table cimport (
     Pair, Table, clear_table, find_pair, put_pair, start_table)
 from cython_ext.fg_walk cimport (
@@ -69,7 +69,6 @@ ctypedef struct State:
     Numbers title
     Numbers failure          # of the query, as Knuth, Morris and Pratt define it
     Numbers seen             # per term: a count or a position
-    bint in_double
 
 
 cdef int _add(Numbers *n, int32_t value) except -1 nogil:
@@ -321,11 +320,12 @@ cdef int _emit_overlap(Walk *w) except -1 nogil:
         _read_query(w, s)
     if w.fresh[SOURCE_QUERY] or w.fresh[SOURCE_TITLE]:
         _read_title(w, s)
+    # NOTE(6): a measure is normalised as a numeric column is, in float32.
     # NOTE(14.11): with nothing on one side every method gives the default.
     if s.query.count == 0 or s.title.count == 0:
         return emit_default(w.node, w.out)
     measure = _measure(w, s, (<Extra *>w.node.extra).method)
-    return append_normalised(w.node, w.out, measure, s.in_double)
+    return append_normalised(w.node, w.out, measure, False)
 
 
 cdef int _run_overlap(Call *call, Node *node, Output *out) except -1 nogil:
@@ -337,8 +337,6 @@ cdef int _run_overlap(Call *call, Node *node, Output *out) except -1 nogil:
     state.title.head = call.head
     state.failure.head = call.head
     state.seen.head = call.head
-    state.in_double = steps_in_double(
-        node, source_view(call, &node.sources[SOURCE_QUERY]))
     return walk(call, node, out, _emit_overlap, &state)
 
 

@@ -5,6 +5,7 @@ normalizer asks about one character after the other, distances fill the whole
 matrix. Everything around it (cells, sequences, bucketizers) is ``fg_oracle``'s.
 """
 
+import itertools
 import re
 import unicodedata
 
@@ -83,7 +84,7 @@ def normalised(entry, text, simplify):
         out = "".join(c for c in out if not c.isspace())
     if options & 512:
         split = out[:1]
-        for before, c in zip(out, out[1:], strict=False):
+        for before, c in itertools.pairwise(out):
             seam = is_chinese(before) or is_chinese(c)
             if seam and not before.isspace() and not c.isspace():
                 split += " "

@@ -35,9 +35,5 @@ TYPES: dict[str, OperatorType] = {
         tokenize.TYPE,
     )
 }
-NOT_YET = frozenset(
-    {
-        "expr_feature",
-    }
-)
+NOT_YET = frozenset({"expr_feature"})
 NEVER = frozenset({"bm25_feature", "slice_feature"})
