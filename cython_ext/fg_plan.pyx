@@ -23,8 +23,8 @@ from cython_ext.fg_node cimport (
 
 # Operators register themselves when they are imported.
 from cython_ext import (  # noqa: F401
-    fg_called, fg_combine, fg_combo, fg_distance, fg_id, fg_kv, fg_lookup, fg_mask,
-    fg_match, fg_overlap, fg_raw)
+    fg_called, fg_combine, fg_combo, fg_distance, fg_formula, fg_id, fg_kv, fg_lookup,
+    fg_mask, fg_match, fg_overlap, fg_raw)
 
 from procserver.errors import BadFeature
 
@@ -174,7 +174,7 @@ cdef class CompiledPlan:
         node.default_length = len(default_text or b"")
         node.default_id = default_id
         load_bucketizer(&node.bucketizer, head, bucketizer)
-        load_normalizer(&node.normalizer, normalizer)
+        load_normalizer(&node.normalizer, head, normalizer)
         numbers = <float *>block_alloc(head, len(default_numbers) * sizeof(float))
         for i in range(len(default_numbers)):
             numbers[i] = <float><double>default_numbers[i]

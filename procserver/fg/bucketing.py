@@ -39,11 +39,16 @@ def _feature(planned: PlannedFeature) -> FeatureSpec:
     # have bucketized any number of values.
     fixed = planned.form == "numbers" or spec.operator == "raw"
     unbounded = spec.operator in UNBOUNDED and not fixed
+    default = spec.default
+    if spec.bucketizer is None and not fixed:
+        # The default of a tokenizer is text to tokenize, which was done before.
+        default = None if sequence is None else "0"
     return replace(
         spec,
         type=TYPES["raw_feature" if fixed else "id_feature"],
         inputs=(InputRef("item", spec.name, spec.name, sequence is not None),),
         sequence=sequence,
+        default=default,
         bucketizer=spec.bucketizer if fixed else spec.bucketizer or IDS,
         normalizer=None,
         need_prefix=False,

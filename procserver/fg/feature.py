@@ -23,7 +23,8 @@ class InputRef:
 
     ``column`` is the name under which the input is given: ``name``, or
     the group's prefix and ``name`` for the sequence inputs of a group. ``key`` is the
-    key of ``fg.json`` that names the input.
+    key of ``fg.json`` that names the input. ``spread``: it is a sequence only if it
+    has several elements; a single one stands for any number.
     """
 
     side: Side
@@ -31,6 +32,7 @@ class InputRef:
     column: str
     sequence: bool
     key: str = "expression"
+    spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,10 @@ class OperatorType:
 
     whole: frozenset[str] = frozenset()
     """Keys of inputs that are sequences only if they clearly are so."""
+
+    spreads: bool = False
+    """If no input is a sequence by the rules: those are that have several elements,
+    read from columns without the group's name."""
 
     maps: Callable[[Any, InputRef, bool], bool] = takes_no_maps
     """Whether an input may be a map; given the details and ``weighted``."""

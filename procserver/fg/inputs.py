@@ -66,6 +66,7 @@ def read_inputs(
         sequence is not None and _is_sequence(side, name, kind, fields, siblings)
         for _, side, name in parts
     ]
+    spread = kind.spreads and sequence is not None and not any(chosen)
     if sequence is not None and not any(chosen):
         # NOTE(9): no input qualifies by the rules: then all columns do.
         chosen = [side != "const" and key not in kind.whole for key, side, _ in parts]
@@ -74,9 +75,10 @@ def read_inputs(
         InputRef(
             side,
             name,
-            f"{prefix}{name}" if is_sequence else name,
+            f"{prefix}{name}" if is_sequence and not spread else name,
             is_sequence,
             key,
+            spread,
         )
         for (key, side, name), is_sequence in zip(parts, chosen, strict=True)
     )

@@ -110,7 +110,8 @@ def build_plan(spec: FgSpec) -> Plan:
 def _slot(feature: FeatureSpec, ref: InputRef) -> Slot:
     # The request's user part holds the sequences of a group, whatever the side
     # of their elements: the item features among them are joined in by id.
-    if ref.sequence and feature.sequence is not None and feature.sequence.group:
+    group = feature.sequence is not None and feature.sequence.group
+    if ref.sequence and group and not ref.spread:
         return Slot("user", ref.column)
     return Slot(ref.side, ref.column)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,19 +25,36 @@ def case_ran(request):
     return request.config.stash.setdefault(RAN, set()).add
 
 
+def borrow(text, folder):
+    """Links the tokenizers that ``text`` names into ``folder``; how many."""
+    names = [name for name in BORROWED if name in text]
+    for name in names:
+        if not (ORIGINALS / name).is_file():
+            pytest.skip(f"{name} is not in PROCSERVER_FG_ASSETS")
+        folder.mkdir(exist_ok=True)
+        (folder / name).symlink_to(ORIGINALS / name)
+    return len(names)
+
+
 @pytest.fixture
 def case_assets(tmp_path):
     """Call with a case for the folder that its assets are relative to."""
 
     def folder(case):
-        names = [name for name in BORROWED if name in json.dumps(case["fg_json"])]
-        if not names:
-            return DATA
-        for name in names:
-            if not (ORIGINALS / name).is_file():
-                pytest.skip(f"{name} is not in PROCSERVER_FG_ASSETS")
-            (tmp_path / "fg_assets").mkdir(exist_ok=True)
-            (tmp_path / "fg_assets" / name).symlink_to(ORIGINALS / name)
+        found = borrow(json.dumps(case["fg_json"]), tmp_path / "fg_assets")
+        return tmp_path if found else DATA
+
+    return folder
+
+
+@pytest.fixture
+def example_assets(tmp_path):
+    """Call with an exported file for the folder that its assets are relative to."""
+
+    def folder(path):
+        # Paths of assets as the files name them.
+        shutil.copytree(DATA / "fg_assets", tmp_path / "data" / "test")
+        borrow(path.read_text(), tmp_path / "data" / "test")
         return tmp_path
 
     return folder

@@ -6,13 +6,13 @@ by feature and key; which files those are follows from what is implemented.
 
 import copy
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from text_models import train_bpe
 
 from procserver.errors import FgConfigError
 from procserver.fg import FeatureGenerator
@@ -20,7 +20,6 @@ from procserver.fg.types import TYPES
 
 DATA = Path(__file__).parent.parent / "data" / "fg"
 EXAMPLES = sorted((DATA / "fg_examples").glob("*.json"))
-ORIGINALS = Path(os.environ.get("PROCSERVER_FG_ASSETS", "/nonexistent"))
 # Written to show spellings, with references to features that it does not have.
 FRAGMENT = "vendor_style_legacy_keys"
 
@@ -44,15 +43,11 @@ def lacks(content):
 
 @pytest.fixture
 def assets(tmp_path):
-    """Call with a file's text for a folder that holds assets as it names them."""
+    """Call for a folder that holds assets as the files name them."""
 
-    def folder(text):
+    def folder():
         shutil.copytree(DATA / "fg_assets", tmp_path / "data" / "test")
-        for name in ("tokenizer.json", "spiece.model"):
-            if name in text:
-                if not (ORIGINALS / name).is_file():
-                    pytest.skip(f"{name} is not in PROCSERVER_FG_ASSETS")
-                (tmp_path / "data" / "test" / name).symlink_to(ORIGINALS / name)
+        train_bpe(tmp_path / "data" / "test" / "tokenizer.json")
         return tmp_path
 
     return folder
@@ -101,10 +96,10 @@ def test_exported_examples(path, assets):
     refused = list(lacks(content))
     if refused:
         with pytest.raises(FgConfigError) as caught:
-            FeatureGenerator(path, asset_dir=assets(""))
+            FeatureGenerator(path, asset_dir=assets())
         assert (caught.value.feature.split("__")[-1], caught.value.key) in refused
         return
-    folder = assets(path.read_text())
+    folder = assets()
     rtp = "_rtp_" in path.name
     run(FeatureGenerator(path, asset_dir=folder, rtp=rtp, farm_hash=True))
     given = FeatureGenerator(content, asset_dir=folder, bucketize_only=True)

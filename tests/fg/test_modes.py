@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_models import train_bpe
 
 from procserver.errors import FgConfigError
 from procserver.fg import FeatureGenerator
@@ -89,6 +90,61 @@ def test_bucketizing_what_was_not_bucketized_is_generating(drawn):
         between[name] = pa.array(rows, kind)
     rest = FeatureGenerator(FG, bucketize_only=True)
     assert set(rest.inputs) == set(between) - {"stub"}
+    assert plain(rest.transform(between)) == plain(whole.transform(columns))
+
+
+def test_bucketizing_what_a_tokenizer_made(tmp_path):
+    """Its ids come as they are; the default, a text, is in them already."""
+    train_bpe(tmp_path / "tokenizer.json")
+    tokenize = feature(
+        "tokenize", "words", "item:text", vocab_file="tokenizer.json",
+        default_value="red dress",
+    )  # fmt: skip
+    fg = {"features": [tokenize]}
+    columns = {"text": pa.array(["a blue dress", None])}
+    tensors = FeatureGenerator(fg, asset_dir=tmp_path).transform(columns)
+    first, second = tensors["words.lengths"].tolist()
+    ids = tensors["words.values"].tolist()
+    assert second > 1
+    rest = FeatureGenerator(fg, asset_dir=tmp_path, bucketize_only=True)
+    between = {"words": pa.array([ids[:first], ids[first:]])}
+    assert plain(rest.transform(between)) == plain(tensors)
+    assert rest.transform({"words": pa.array([None])})["words.lengths"].tolist() == [0]
+
+
+def test_bucketizing_what_other_types_made():
+    """Any number of values in a row, of types whose rows are not of one width."""
+    lookup = {
+        "feature_type": "lookup_feature",
+        "feature_name": "l",
+        "map": "user:m",
+        "key": "item:k",
+        "boundaries": [1, 5],
+        "combiner": "",
+        "needDiscrete": True,
+        "value_type": "float",
+        "default_value": "",
+    }
+    formula = {
+        "feature_type": "expr_feature",
+        "feature_name": "e",
+        "expression": "a * 2",
+        "variables": ["item:a"],
+        "boundaries": [1, 5],
+        "default_value": "",
+    }
+    fg = {"features": [lookup, formula]}
+    columns = {
+        "m": pa.array(["x:1\x1dy:7", "x:2", "x:2"]),
+        "k": pa.array(["x\x1dy", "z", None]),
+        "a": pa.array([1.0, None, 3.0], pa.float32()),
+    }
+    whole = FeatureGenerator(fg)
+    between = {
+        name: pa.array(rows, pa.list_(pa.string() if name == "l" else pa.float32()))
+        for name, rows in whole.unbucketized(columns).items()
+    }
+    rest = FeatureGenerator(fg, bucketize_only=True)
     assert plain(rest.transform(between)) == plain(whole.transform(columns))
 
 

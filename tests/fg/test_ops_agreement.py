@@ -21,10 +21,19 @@ METHODS = [
     "proximity_avg_dist",
 ]  # fmt: skip
 NUMERIC = [None, "boundaries", "num_buckets"]
-ALL = ["hash_bucket_size", "vocab_list", "vocab_dict", "num_buckets", "boundaries", None]
+ALL = [
+    "hash_bucket_size",
+    "vocab_list",
+    "vocab_dict",
+    "num_buckets",
+    "boundaries",
+    None,
+]
 
 keys = st.sampled_from(["a", "b", "c", "é中", "1", "2", "", "ALL", "a" * 40])
-numbers = st.sampled_from(["1", "2", "-0.5", "0.1", "x", "", "1e3", "nan", "7:8", "inf"])
+numbers = st.sampled_from(
+    ["1", "2", "-0.5", "0.1", "x", "", "1e3", "nan", "7:8", "inf"]
+)
 bits = st.sampled_from(["true", "TRUE", "false", "1", "0", "", "yes", "0.5", "nan"])
 pairs = st.one_of(st.builds("{}:{}".format, keys, numbers), keys, words)
 items = st.lists(pairs, max_size=4).map(",".join)

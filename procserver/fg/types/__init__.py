@@ -6,6 +6,7 @@ from procserver.fg.types import (
     combine,
     combo,
     custom,
+    expr,
     id,
     kv,
     lookup,
@@ -24,6 +25,7 @@ TYPES: dict[str, OperatorType] = {
         combine.TYPE,
         combo.TYPE,
         custom.TYPE,
+        expr.TYPE,
         id.TYPE,
         kv.TYPE,
         lookup.TYPE,
@@ -35,5 +37,5 @@ TYPES: dict[str, OperatorType] = {
         tokenize.TYPE,
     )
 }
-NOT_YET = frozenset({"expr_feature"})
+NOT_YET: frozenset[str] = frozenset()
 NEVER = frozenset({"bm25_feature", "slice_feature"})

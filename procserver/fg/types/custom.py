@@ -16,6 +16,7 @@ from procserver.fg.feature import (
 )
 from procserver.fg.inputs import one_expression, some_expressions, two_expressions
 from procserver.fg.plugins import FgOperator, Process, load_operator
+from procserver.fg.types import seq_expr
 from procserver.fg.types.regex_replace import payload as replace_payload
 from procserver.fg.types.regex_replace import read_replacer
 
@@ -158,5 +159,6 @@ PLUGIN = OperatorType(
 OPERATORS = {
     "EditDistance": EDIT_DISTANCE,
     "RegexReplace": REGEX_REPLACE,
+    "SeqExpr": replace(seq_expr.TYPE, bucketizers=BUCKETIZERS),
 }
 TYPE = replace(PLUGIN, variant=_choose)
