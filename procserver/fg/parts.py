@@ -17,7 +17,7 @@ Tensors = dict[str, NDArray[np.generic]]
 
 # PERF: handing a part to a thread costs about as much as this many values do
 # (measured: loadtest/micro/fg_threads.py); smaller runs stay on their thread.
-VALUES_PER_THREAD = 4096
+VALUES_PER_THREAD = 8192
 # What a feature costs compared with a plain one: elements of a sequence.
 SEQUENCE_COST = 8
 

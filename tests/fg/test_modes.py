@@ -137,7 +137,7 @@ def test_bucketizing_what_other_types_made():
     columns = {
         "m": pa.array(["x:1\x1dy:7", "x:2", "x:2"]),
         "k": pa.array(["x\x1dy", "z", None]),
-        "a": pa.array([1.0, None, 3.0], pa.float32()),
+        "a": pa.array([1.0, 2.0, 3.0], pa.float32()),
     }
     whole = FeatureGenerator(fg)
     between = {
