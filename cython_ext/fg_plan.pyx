@@ -23,8 +23,8 @@ from cython_ext.fg_node cimport (
 
 # Operators register themselves when they are imported.
 from cython_ext import (  # noqa: F401
-    fg_called, fg_combine, fg_combo, fg_distance, fg_formula, fg_id, fg_kv, fg_lookup,
-    fg_mask, fg_match, fg_overlap, fg_raw)
+    fg_called, fg_combine, fg_combo, fg_distance, fg_formula, fg_id, fg_kv,
+    fg_lookup, fg_mask, fg_match, fg_overlap, fg_raw)
 
 from procserver.errors import BadFeature
 

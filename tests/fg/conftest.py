@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from text_models import train_bpe
 
 DATA = Path(__file__).parent.parent / "data" / "fg"
 CASES = json.loads((DATA / "fg_cases.json").read_text())["cases"]
@@ -53,8 +54,10 @@ def example_assets(tmp_path):
 
     def folder(path):
         # Paths of assets as the files name them.
-        shutil.copytree(DATA / "fg_assets", tmp_path / "data" / "test")
-        borrow(path.read_text(), tmp_path / "data" / "test")
+        assets = tmp_path / "data" / "test"
+        shutil.copytree(DATA / "fg_assets", assets)
+        if "tokenizer.json" in path.read_text():
+            train_bpe(assets / "tokenizer.json")
         return tmp_path
 
     return folder
