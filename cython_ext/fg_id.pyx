@@ -5,18 +5,18 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memchr
 
 from cython_ext.column cimport (
-    FLOAT32, INT32, INT64, STRING, ColumnView, Values, cell_is_null, string_at,
+    INT32, INT64, STRING, ColumnView, Values, cell_is_null, string_at,
     value_is_null)
-from cython_ext.fg_bucket cimport bucket_integer, bucket_number, bucket_text
+from cython_ext.fg_bucket cimport bucket_integer, bucket_text
 from cython_ext.fg_cells cimport (
-    FORM_TEXT, PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, append_id,
+    FORM_TEXT, PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece,
     append_key, cell_piece, holds_byte, next_element, next_token, open_elements,
     start_output,
-    value_as_double, value_as_float, value_as_integer)
+    value_as_float, value_as_integer)
 from cython_ext.fg_node cimport (
     ORIGIN_NODE, Call, Node, append_default, append_token, append_value,
     check_shapes, register_operator, rows_of, source_view)
-from cython_ext.fg_text cimport NUMBER_CHARS, PARSED, parse_double
+from cython_ext.fg_text cimport PARSED, parse_double
 
 cdef enum:
     WEIGHT_MARK = 58         # ":"

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False
 """match_feature: values of a nested map by category and item (spec section 8.7)."""
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int64_t
 from libc.string cimport memchr, memcmp, memcpy
 
 from cython_ext.arena cimport Block, block_alloc

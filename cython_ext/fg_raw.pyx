@@ -6,13 +6,10 @@ from libc.stdint cimport int32_t, int64_t
 from cython_ext.arena cimport Block
 from cython_ext.column cimport (
     STRING, ColumnView, Values, cell_is_null, string_at, value_is_null)
-from cython_ext.fg_bucket cimport (
-    BUCKET_BOUNDARIES, bucket_float, bucket_truncated, normalize_double,
-    normalize_single)
+from cython_ext.fg_bucket cimport normalize_double, normalize_single
 from cython_ext.fg_cells cimport (
-    FORM_NUMBERS, PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, append_id,
-    append_key, append_number, cell_piece, next_element, next_token, open_elements,
-    start_output, value_as_float)
+    PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, append_key, cell_piece,
+    next_element, next_token, open_elements, start_output, value_as_float)
 from cython_ext.fg_node cimport (
     ORIGIN_NODE, Call, Node, append_real, append_real_default, check_shapes,
     register_operator, rows_of, source_view, steps_in_double)
