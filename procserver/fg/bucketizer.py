@@ -106,6 +106,13 @@ def read_bucketizer(
 def _written(entry: Entry, key: str) -> tuple[str, Any] | None:
     """A bucketizer key as spelled, and its value; None if there is none."""
     spellings = (key, "bucketize_boundaries") if key == "boundaries" else (key,)
+    if entry.raw("gen_key_type")[1] == "mod":
+        # NOTE(12): how an export for RTP writes num_buckets. Ids out of range are 0
+        # as in training, not their remainder.
+        if key == "hash_bucket_size":
+            return None
+        if key == "num_buckets":
+            spellings = (key, "hash_bucket_size")
     spelling, found = entry.raw(*spellings)
     if not entry.has(*spellings) or found in (0, "0", "", [], {}):
         return None

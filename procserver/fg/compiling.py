@@ -8,12 +8,19 @@ from procserver.fg.feature import FeatureSpec
 from procserver.fg.plan import Plan, PlannedFeature
 
 
-def compile_plan(plan: Plan, *, farm_hash: bool) -> CompiledPlan:
-    """The plan that generates tensors."""
+def compile_plan(
+    plan: Plan, *, farm_hash: bool, for_parser: bool = False
+) -> CompiledPlan:
+    """The plan that generates tensors.
+
+    ``for_parser``: as TorchEasyRec's data parser reads them, which wants
+    ``key_lengths`` of every id sequence, and features that read one-row columns
+    only to stay at one row.
+    """
     compiled = _empty(plan, len(plan.features))
     for feature in plan.features:
         payload = feature.spec.type.payload(feature.spec)
-        _add(compiled, feature, payload, farm_hash=farm_hash)
+        _add(compiled, feature, payload, farm_hash=farm_hash, for_parser=for_parser)
     return compiled
 
 
@@ -50,6 +57,7 @@ def _add(
     payload: object,
     *,
     farm_hash: bool,
+    for_parser: bool = False,
 ) -> int:
     spec = feature.spec
     prefix = _prefix(spec)
@@ -89,8 +97,8 @@ def _add(
         bucketizer=bucketizer,
         normalizer=spec.normalizer.compiled() if spec.normalizer is not None else None,
         emit=feature.emitted,
-        keys=feature.has_keys,
-        one_row=feature.side == "user",
+        keys=feature.has_keys or (for_parser and feature.is_id_sequence),
+        one_row=for_parser or feature.side == "user",
         details=payload,
     )
 

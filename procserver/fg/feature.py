@@ -22,7 +22,7 @@ class InputRef:
     """One ``side:name``; ``sequence``: its cells are split into elements.
 
     ``column`` is the name under which the input is given: ``name``, or
-    ``<sequence_name>__<name>`` for the sequence inputs of a group. ``key`` is the
+    the group's prefix and ``name`` for the sequence inputs of a group. ``key`` is the
     key of ``fg.json`` that names the input. ``spread``: it is a sequence only if it
     has several elements; a single one stands for any number.
     """
@@ -39,11 +39,13 @@ class InputRef:
 class Sequence:
     """How sequence cells are cut; ``group`` is "" for a stand-alone sequence.
 
+    ``prefix`` goes before the names of the group's features and sequence columns.
     ``length``: elements kept, 0 for all. ``pk``: the request field with the ids
     whose item features make up the group, as ``side:name``.
     """
 
     group: str
+    prefix: str
     length: int
     delim: bytes
     pk: str

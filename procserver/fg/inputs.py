@@ -70,12 +70,12 @@ def read_inputs(
     if sequence is not None and not any(chosen):
         # NOTE(9): no input qualifies by the rules: then all columns do.
         chosen = [side != "const" and key not in kind.whole for key, side, _ in parts]
-    group = sequence.group if sequence is not None else ""
+    prefix = sequence.prefix if sequence is not None else ""
     return tuple(
         InputRef(
             side,
             name,
-            f"{group}__{name}" if group and is_sequence and not spread else name,
+            f"{prefix}{name}" if is_sequence and not spread else name,
             is_sequence,
             key,
             spread,

@@ -14,7 +14,7 @@ from procserver.fg.types.custom import OPERATORS
 
 DATA = Path(__file__).parent.parent / "data" / "fg"
 CASES = json.loads((DATA / "fg_cases.json").read_text())["cases"]
-MODES = ("fg", "default_row", "unbucketized", "error")
+MODES = ("fg", "default_row", "unbucketized", "error", "dump", "bucketize_only")
 
 
 def features_of(fg_json):
@@ -66,7 +66,12 @@ def columns_of(case):
 
 def generator_of(case, asset_dir=DATA):
     farm = case["env"].get("USE_FARM_HASH_TO_BUCKETIZE") == "true"
-    return FeatureGenerator(case["fg_json"], asset_dir=asset_dir, farm_hash=farm)
+    return FeatureGenerator(
+        case["fg_json"],
+        asset_dir=asset_dir,
+        farm_hash=farm,
+        bucketize_only=case["mode"] == "bucketize_only",
+    )
 
 
 def assert_ints(found, expected, dtype, what):
@@ -140,7 +145,7 @@ COVERED = [case for case in CASES if is_covered(case)]
 
 def test_the_covered_cases_are_those_of_the_known_types():
     assert len(CASES) == 348
-    assert len(COVERED) == 346
+    assert len(COVERED) == 348
 
 
 @pytest.mark.parametrize("case", COVERED, ids=lambda case: case["id"])
@@ -152,8 +157,11 @@ def test_case(case, case_ran, case_assets):
         case_ran(case["id"])
         return
     generator = generator_of(case, asset_dir)
-    if case["mode"] == "fg":
+    if case["mode"] in ("fg", "bucketize_only"):
         check_tensors(case, generator.transform(columns_of(case)))
+    elif case["mode"] == "dump":
+        lines = generator.dump(generator.transform(columns_of(case)))
+        assert lines == case["expected"]["__dump__"], case["id"]
     elif case["mode"] == "default_row":
         check_default_row(case, generator.default_row())
     else:

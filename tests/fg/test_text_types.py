@@ -1,6 +1,7 @@
 """tokenize_feature, text_normalizer and regex_replace_feature as features."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -250,3 +251,25 @@ def test_refused_replacements(assets, keys, key):
     with pytest.raises(FgConfigError) as caught:
         generator(assets, regex(**keys))
     assert (caught.value.feature, caught.value.key) == ("r", key)
+
+
+def test_threads_share_a_generator(assets):
+    """Libraries are called from several threads at once, with equal results."""
+    entries = [
+        tokenize("b"),
+        tokenize("p", vocab_file="pieces.model", tokenizer_type="sentencepiece"),
+        normalizer(hash_bucket_size=2**62),
+        regex(hash_bucket_size=2**62),
+    ]
+    made = generator(assets, *entries)
+    batches = [
+        {"a": pa.array([f"red|dress，{i} 漢字 {k}" for k in range(50)])}
+        for i in range(16)
+    ]
+
+    def work(columns):
+        return {name: array.tolist() for name, array in made.transform(columns).items()}
+
+    expected = [work(columns) for columns in batches]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, batches * 4)) == expected * 4

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from procserver.fg.entry import Entry
 from procserver.fg.text.extra import missing
@@ -20,17 +20,7 @@ def load_bpe(entry: Entry, key: str, data: bytes, output: Output) -> Encoder:
     :param data: content of the ``tokenizer.json`` that ``key`` names
     :raises FgConfigError: without the package, or if the content is refused
     """
-    # NOTE: a request is one worker's core, and threads do not survive the fork
-    # of a worker; who wants parallel tokenization sets the variable.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise missing(entry, key, "tokenizers") from error
-    try:
-        tokenizer = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # the package raises no narrower class
-        raise entry.refuse(key, f"is no tokenizer.json: {error!s:.120}") from error
+    tokenizer = _load(entry, key, data)
     padding = tokenizer.padding
     one_by_one = False
     if padding is not None and padding.get("length") is None:
@@ -53,3 +43,22 @@ def load_bpe(entry: Entry, key: str, data: bytes, output: Output) -> Encoder:
         return [one.tokens for one in found]
 
     return encode
+
+
+def count_bpe(entry: Entry, key: str, data: bytes) -> int:
+    """Number of token ids of a ``tokenizer.json``, added tokens included."""
+    return int(_load(entry, key, data).get_vocab_size(with_added_tokens=True))
+
+
+def _load(entry: Entry, key: str, data: bytes) -> Any:
+    # NOTE: a request is one worker's core, and threads do not survive the fork
+    # of a worker; who wants parallel tokenization sets the variable.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise missing(entry, key, "tokenizers") from error
+    try:
+        return tokenizers.Tokenizer.from_buffer(data)
+    except Exception as error:  # the package raises no narrower class
+        raise entry.refuse(key, f"is no tokenizer.json: {error!s:.120}") from error

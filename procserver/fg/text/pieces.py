@@ -1,5 +1,7 @@
 """Sentencepiece models: the only user of the package sentencepiece."""
 
+from typing import Any
+
 from procserver.fg.entry import Entry
 from procserver.fg.text.bpe import Encoder, Output
 from procserver.fg.text.extra import missing
@@ -13,15 +15,7 @@ def load_sentencepiece(entry: Entry, key: str, data: bytes, output: Output) -> E
     :param data: content of the ``.model`` file that ``key`` names
     :raises FgConfigError: without the package, or if the content is refused
     """
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise missing(entry, key, "sentencepiece") from error
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(data)
-    except (RuntimeError, OSError) as error:
-        raise entry.refuse(key, f"is no sentencepiece model: {error!s:.120}") from error
+    processor = _load(entry, key, data)
     kind = int if output == "ids" else str
 
     def encode(texts: list[str]) -> list[list[int]] | list[list[str]]:
@@ -31,3 +25,21 @@ def load_sentencepiece(entry: Entry, key: str, data: bytes, output: Output) -> E
         return found
 
     return encode
+
+
+def count_sentencepiece(entry: Entry, key: str, data: bytes) -> int:
+    """Number of pieces of a model."""
+    return int(_load(entry, key, data).GetPieceSize())
+
+
+def _load(entry: Entry, key: str, data: bytes) -> Any:
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise missing(entry, key, "sentencepiece") from error
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(data)
+    except (RuntimeError, OSError) as error:
+        raise entry.refuse(key, f"is no sentencepiece model: {error!s:.120}") from error
+    return processor

@@ -1,5 +1,6 @@
 """tokenize_feature (spec section 8.12)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from procserver.fg.bucketizer import KEYS
 from procserver.fg.entry import Entry
 from procserver.fg.feature import FeatureSpec, OperatorType
 from procserver.fg.inputs import one_expression
-from procserver.fg.text.bpe import Encoder, Output, load_bpe
-from procserver.fg.text.pieces import load_sentencepiece
+from procserver.fg.text.bpe import Encoder, Output, count_bpe, load_bpe
+from procserver.fg.text.pieces import count_sentencepiece, load_sentencepiece
 
 LOADERS = {"bpe": load_bpe, "sentencepiece": load_sentencepiece}
+COUNTERS = {"bpe": count_bpe, "sentencepiece": count_sentencepiece}
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,7 @@ class Tokenizer:
 
 
 def _read_details(entry: Entry, asset_dir: Path) -> Tokenizer:
-    kind = entry.text("tokenizer_type", default="") or "bpe"
-    if kind not in LOADERS:
-        raise entry.refuse(
-            "tokenizer_type", f"{kind!r:.40} is none of {', '.join(LOADERS)}"
-        )
+    kind = _kind(entry)
     # NOTE(8.12): whatever is not word_id stands for the text of the words.
     written = entry.text("output_type", default="") or "word_id"
     output: Output = "ids" if written == "word_id" else "text"
@@ -39,6 +37,29 @@ def _read_details(entry: Entry, asset_dir: Path) -> Tokenizer:
                 raise entry.refuse(key, "output_type word_id gives ids already")
     data = read_asset(entry, "vocab_file", asset_dir)
     return Tokenizer(LOADERS[kind](entry, "vocab_file", data, output), output)
+
+
+def _kind(entry: Entry) -> str:
+    kind = entry.text("tokenizer_type", default="") or "bpe"
+    if kind not in LOADERS:
+        raise entry.refuse(
+            "tokenizer_type", f"{kind!r:.40} is none of {', '.join(LOADERS)}"
+        )
+    return kind
+
+
+def vocabulary_size(value: Mapping[str, Any], asset_dir: Path) -> int:
+    """Number of word ids of a ``tokenize_feature`` object of ``fg.json``.
+
+    :raises FgConfigError: for an object of another type, or an unusable file
+    """
+    entry = Entry(value)
+    entry.name = entry.text("feature_name", default="")
+    written = entry.text("feature_type")
+    if written.removeprefix("sequence_") != TYPE.feature_type:
+        raise entry.refuse("feature_type", f"{written!r:.40} has no vocabulary")
+    data = read_asset(entry, "vocab_file", asset_dir)
+    return COUNTERS[_kind(entry)](entry, "vocab_file", data)
 
 
 def _gives_ids(details: Any) -> bool:
