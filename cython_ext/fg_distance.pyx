@@ -26,7 +26,7 @@ cdef enum:
     ROWS = 64                # rows of the matrix in one block
     SLOTS = 128              # hash slots for the characters of one block
     # SAFETY: steps of one comparison; beyond it, texts are too long to compare.
-    MAX_STEPS = 1 << 28
+    MAX_STEPS = 1 << 22
 
 
 ctypedef struct Slot:

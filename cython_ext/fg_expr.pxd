@@ -4,6 +4,7 @@
 from libc.stdint cimport int32_t, int64_t
 
 from cython_ext.arena cimport Block
+from cython_ext.fg_math cimport Operation
 
 
 cdef enum:
@@ -11,18 +12,12 @@ cdef enum:
     MAX_REGISTERS = 256
 
 
-ctypedef double (*Unary)(double) noexcept nogil
-ctypedef double (*Binary)(double, double) noexcept nogil
-
-
 ctypedef struct Instruction:
-    int32_t op
+    Operation operation
     int32_t out              # register
     int32_t[4] args          # registers; LOAD: the variable
     int32_t domain           # DOMAIN_UNIT, or the scope whose elements it covers
     int32_t inner            # reductions: the scope that is reduced
-    Unary unary
-    Binary binary
 
 
 ctypedef struct Program:

@@ -138,7 +138,10 @@ cdef inline int append_normalised(
 
 
 cdef inline int64_t append_real_default(Node *node, Output *o) except -1 nogil:
-    """The default numbers, never normalised; none: 0.0 if dense, else nothing."""
+    """The default numbers, never normalised; none: 0.0 if dense, else nothing.
+
+    NOTE(14.4): only raw_feature makes a bucket of 0.0 out of nothing.
+    """
     cdef int64_t i
     if not node.has_default and node.form != FORM_NUMBERS:
         return 0

@@ -111,6 +111,7 @@ cdef int _read_query(Walk *w, State *s) except -1 nogil:
     cdef Piece *piece = &w.pieces[SOURCE_QUERY]
     clear_table(&s.terms)
     s.query.count = 0
+    s.failure.count = 0
     numbers = piece.kind == PIECE_RANGE and piece.values.scalar != STRING
     open_texts(&s.texts, piece, w.node.separator)
     while next_text(&s.texts, &text, &length):
@@ -175,24 +176,31 @@ cdef double _is_equal(State *s) noexcept nogil:
     return 1
 
 
-cdef int64_t _index_of(State *s) except? -2 nogil:
-    """Where the query stands in the title as a whole; -1: nowhere."""
+cdef int _find_failures(State *s) except -1 nogil:
+    """Fills ``failure``, once per query."""
     cdef int32_t *query = s.query.items
-    cdef int32_t *failure
     cdef int64_t i
     cdef int64_t matched = 0
     _fill(&s.failure, s.query.count, 0)
-    failure = s.failure.items
     for i in range(1, s.query.count):
         while matched and query[i] != query[matched]:
-            matched = failure[matched - 1]
+            matched = s.failure.items[matched - 1]
         if query[i] == query[matched]:
             matched += 1
-        failure[i] = <int32_t>matched
-    matched = 0
+        s.failure.items[i] = <int32_t>matched
+    return 0
+
+
+cdef int64_t _index_of(State *s) except? -2 nogil:
+    """Where the query stands in the title as a whole; -1: nowhere."""
+    cdef int32_t *query = s.query.items
+    cdef int64_t i
+    cdef int64_t matched = 0
+    if s.failure.count == 0:
+        _find_failures(s)
     for i in range(s.title.count):
         while matched and s.title.items[i] != query[matched]:
-            matched = failure[matched - 1]
+            matched = s.failure.items[matched - 1]
         if s.title.items[i] == query[matched]:
             matched += 1
         if matched == s.query.count:

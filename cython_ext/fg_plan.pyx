@@ -22,9 +22,18 @@ from cython_ext.fg_node cimport (
     ORIGIN_NODE, ORIGIN_SLOT, Call, Node, Source, load_operator)
 
 # Operators register themselves when they are imported.
-from cython_ext import (  # noqa: F401
-    fg_called, fg_combine, fg_combo, fg_distance, fg_formula, fg_id, fg_kv,
-    fg_lookup, fg_mask, fg_match, fg_overlap, fg_raw)
+from cython_ext import fg_called  # no-cython-lint
+from cython_ext import fg_combine  # no-cython-lint
+from cython_ext import fg_combo  # no-cython-lint
+from cython_ext import fg_distance  # no-cython-lint
+from cython_ext import fg_formula  # no-cython-lint
+from cython_ext import fg_id  # no-cython-lint
+from cython_ext import fg_kv  # no-cython-lint
+from cython_ext import fg_lookup  # no-cython-lint
+from cython_ext import fg_mask  # no-cython-lint
+from cython_ext import fg_match  # no-cython-lint
+from cython_ext import fg_overlap  # no-cython-lint
+from cython_ext import fg_raw  # no-cython-lint
 
 from procserver.errors import BadFeature
 

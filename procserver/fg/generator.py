@@ -267,7 +267,7 @@ class FeatureGenerator:
                 for feature in self.spec.features
                 if feature.sequence is group
                 for ref in feature.inputs
-                if ref.side == "item" and ref.sequence
+                if ref.side == "item" and ref.sequence and not ref.spread
             }
             side, _, name = group.pk.partition(":")
             if inputs:

@@ -89,8 +89,12 @@ def load_operator(entry: Entry) -> tuple[FgOperator, Process]:
     if entry.has("operator_lib_file"):
         logger.info("feature %r: operator_lib_file is not loaded", entry.name)
     point = next(iter(found))
+    if len({one.value for one in found}) > 1:
+        raise entry.refuse(
+            "operator_name", f"several packages name an entry point {name!r:.60}"
+        )
     try:
-        operator = point.load()(entry.value)
+        operator = point.load()(dict(entry.value))
     except FgConfigError:
         raise
     except Exception as error:  # whatever a plug-in raises refuses its feature

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cython_ext.fg_expr import MAX_REGISTER_COUNT, fold
+from cython_ext.fg_expr import MAX_REGISTER_COUNT
+from cython_ext.fg_math import fold
 
 if TYPE_CHECKING:
     from cython_ext.fg_expr import Instruction, ProgramSpec

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cython_ext.fg_expr import MAX_REGISTER_COUNT, Expression, fold
+from cython_ext.fg_expr import MAX_REGISTER_COUNT, Expression
 from procserver.errors import BadFeature
 from procserver.fg.expression import compile_formula
 
@@ -85,15 +85,6 @@ def test_scalar_runs_agree_with_runs_over_columns():
     compiled = expression("x > 0 ? log(x) ^ 2 : -sqrt(-x) + min(x, -3)", "x")
     for x in (-4.5, 0.0, 2.5, math.inf, math.nan):
         same([compiled.scalar(x)], compiled.evaluate([[[x]]])[0])
-
-
-def test_fold_is_elementwise_only():
-    assert fold("+", [1.0, 2.0]) == 3.0
-    assert fold("sin", [1.0]) == math.sin(1.0)
-    with pytest.raises(ValueError, match="element-wise"):
-        fold("dot", [1.0, 2.0])
-    with pytest.raises(KeyError):
-        fold("none", [1.0])
 
 
 def test_too_many_values_are_refused():

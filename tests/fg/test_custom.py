@@ -20,6 +20,7 @@ POINTS = {
     "Slow": "bucket_plugin:Slow",
     "Broken": "bucket_plugin:broken",
     "Shapeless": "bucket_plugin:shapeless",
+    "Twice": "bucket_plugin:Tags",
     "Nowhere": "no_such_module_at_all:Op",
 }
 
@@ -34,6 +35,11 @@ def installed(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *lines, ""]))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    other = tmp_path / "another-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: another\n")
+    twice = "Twice = bucket_plugin:Big\nBucketOp = bucket_plugin:BucketOp\n"
+    (other / "entry_points.txt").write_text(f"[{GROUP}]\n{twice}")
     importlib.invalidate_caches()
 
 
@@ -283,6 +289,7 @@ def test_several_values_per_cell_make_a_wide_row():
         ("Unheard", {}, "operator_name", GROUP),
         ("Nowhere", {}, "operator_name", "no_such_module_at_all"),
         ("Broken", {}, "operator_name", "no such parameter"),
+        ("Twice", {}, "operator_name", "several packages"),
         ("Shapeless", {}, "operator_name", "value_type"),
         ("Tags", {"value_type": "float"}, "value_type", "string"),
         ("Big", {"value": 1, "value_type": "string"}, "value_type", "int64"),

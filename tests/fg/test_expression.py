@@ -1,6 +1,9 @@
 """The expression language: grammar, refusals, and agreement with the oracle."""
 
 import math
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +13,12 @@ from hypothesis import strategies as st
 from cython_ext.fg_expr import Expression
 from procserver.errors import FgConfigError
 from procserver.fg.expression import FUNCTIONS, MAX_DEPTH, VECTOR, compile_formula
-from tests.reference import fg_expr_oracle as oracle
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
+
+import fg_expr_oracle as oracle
+
+EXAMPLES = int(os.environ.get("FG_EXAMPLES", "60"))
 NAMES = ("a", "b", "long_name_7")
 
 
@@ -199,7 +206,7 @@ def test_long_flat_formulas_compile():
 
 
 @given(st.text(alphabet="ab1.()+-*/^?:<>=!&|,e _sinlen", max_size=40))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=EXAMPLES * 6, deadline=None)
 def test_any_text_is_compiled_or_refused(text):
     try:
         found = run(text, a=[[1.0, 2.0]], b=[[3.0]])
@@ -211,11 +218,6 @@ def test_any_text_is_compiled_or_refused(text):
 
 
 # -------------------------------------------------------------- random trees
-
-
-def joined(sign, priority, left, right):
-    """A binary operation as a tree whose text needs as few brackets as possible."""
-    return (sign, priority, left, right)
 
 
 numbers = st.one_of(
@@ -297,7 +299,7 @@ cells = st.lists(
     st.booleans(),
     st.lists(st.tuples(cells, cells, cells), min_size=1, max_size=4),
 )
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=EXAMPLES * 10, deadline=None)
 def test_random_trees_agree_with_the_oracle(tree, bracket, rows):
     text, _ = printed(tree, bracket)
     columns = dict(zip(NAMES, zip(*rows, strict=True), strict=True))
@@ -311,7 +313,7 @@ def test_random_trees_agree_with_the_oracle(tree, bracket, rows):
 
 
 @given(trees, st.lists(st.floats(width=32), min_size=1, max_size=3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=EXAMPLES * 3, deadline=None)
 def test_programs_over_one_number_agree_with_columns(tree, numbers):
     text, _ = printed(tree, False)
     for name in NAMES:

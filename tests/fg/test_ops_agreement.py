@@ -1,10 +1,10 @@
 """Random lookups, matches, overlaps, ...: the kernels against the oracle."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_oracle_agreement import (
-    SETTINGS,
+    EXAMPLES,
     bucketizers,
     cells_of,
     check,
@@ -13,6 +13,12 @@ from test_oracle_agreement import (
     words,
 )
 
+SETTINGS = settings(
+    max_examples=EXAMPLES // 4,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+WHOLE = ("lookup", "match")
 KINDS = ["combine", "lookup", "match", "overlap", "kv_dot_product", "bool_mask"]
 COMBINERS = ["", "sum", "mean", "AVG", "min", "Max", "count", "gap_min", "gap_max"]
 METHODS = [
@@ -21,14 +27,7 @@ METHODS = [
     "proximity_avg_dist",
 ]  # fmt: skip
 NUMERIC = [None, "boundaries", "num_buckets"]
-ALL = [
-    "hash_bucket_size",
-    "vocab_list",
-    "vocab_dict",
-    "num_buckets",
-    "boundaries",
-    None,
-]
+TEXTUAL = ["hash_bucket_size", "vocab_list", "vocab_dict", "num_buckets", "boundaries"]
 
 keys = st.sampled_from(["a", "b", "c", "é中", "1", "2", "", "ALL", "a" * 40])
 numbers = st.sampled_from(
@@ -40,11 +39,11 @@ items = st.lists(pairs, max_size=4).map(",".join)
 blocks = st.one_of(st.builds("{}^{}".format, keys, items), items)
 
 
-def joined(parts, separators):
+def joined(parts, separators, least=0):
     return st.builds(
         lambda separator, found: separator.join(found),
         st.sampled_from(separators),
-        st.lists(parts, max_size=5),
+        st.lists(parts, min_size=least, max_size=5),
     )
 
 
@@ -143,7 +142,7 @@ def features(draw, name, inputs, kind, *, sequence=False):
     feature["separator"] = draw(st.sampled_from(["|", ",", "\x1d"]))
     feature["default_value"] = draw(st.sampled_from(["", "0", "7", "3"]))
     numeric = kind in ("combine", "overlap", "kv_dot_product")
-    feature |= draw(bucketizers(NUMERIC if numeric else ALL))
+    feature |= draw(bucketizers(NUMERIC if numeric else [*TEXTUAL, None]))
     if kind not in ("bool_mask", "kv_dot_product"):
         feature["normalizer"] = draw(normalizers)
     if kind in ("bool_mask", "lookup", "match"):
@@ -160,6 +159,71 @@ def features(draw, name, inputs, kind, *, sequence=False):
             feature["sequence_fields"] = draw(some)
     feature["stub_type"] = draw(st.sampled_from([False, False, True]))
     return feature
+
+
+few = st.sampled_from(["a", "b", "c", "1", "2"])
+values = st.sampled_from(["1", "2", "-0.5", "0.1", "3", "17"])
+good_pairs = st.builds("{}:{}".format, few, values)
+good_blocks = st.builds("{}^{}".format, few, joined(good_pairs, [",", "\x1d"], 2))
+flags = st.sampled_from(["true", "false", "1", "0"])
+FORMS = {
+    "combine": [joined(values, "|", 2)],
+    "lookup": [joined(good_pairs, "\x1d", 3), joined(few, "|", 2)],
+    "match": [joined(good_blocks, "|", 2), few, joined(few, "|", 2)],
+    "overlap": [joined(few, "|", 2), joined(few, "|", 2)],
+    "kv_dot_product": [joined(good_pairs, "|", 2), joined(good_pairs, "|", 2)],
+    "bool_mask": [joined(few, "|", 2), joined(flags, "|", 2)],
+}
+BUCKETS = [
+    {},
+    {"boundaries": [-1.0, 0.2, 1.0, 2.5, 5.0]},
+    {"num_buckets": 20},
+]
+TEXT_BUCKETS = [
+    *BUCKETS[1:],
+    {"hash_bucket_size": 10**6},
+    {"vocab_list": ["1", "2", "a", "b", "3", "-0.5"], "default_bucketize_value": 9},
+    {"vocab_dict": {"1": 4, "2": 5, "a": 6, "c": 7}, "default_bucketize_value": 9},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@SETTINGS
+@given(data=st.data(), rows=st.integers(2, 6), sequence=st.booleans())
+def test_well_formed_texts(kind, data, rows, sequence):
+    """Nearly every row has a result that is not the default."""
+    forms = FORMS[kind]
+    cells = {}
+    for name, form in zip("abc", forms, strict=False):
+        whole = name == "a" and kind in ("lookup", "match")
+        if sequence and not whole:
+            form = st.lists(form, min_size=1, max_size=3).map(";".join)
+        count = data.draw(st.sampled_from([rows, 1]))
+        cells[name] = (
+            "string",
+            data.draw(st.lists(form, min_size=count, max_size=count)),
+        )
+    names = [f"user:{name}" for name in cells]
+    entry = {
+        "feature_name": "f",
+        "feature_type": kind if kind == "kv_dot_product" else f"{kind}_feature",
+        "separator": "|",
+        "default_value": "7",
+        "is_sequence": sequence,
+        "sequence_fields": [n for n in cells if n != "a" or kind not in WHOLE],
+    }
+    entry |= own_keys(data.draw, kind)
+    if kind == "kv_dot_product":
+        entry["kv_delimiter"] = ":"
+    fields = {"lookup": ["map", "key"], "match": ["user", "category", "item"]}
+    fields |= {"overlap": ["query", "title"], "kv_dot_product": ["query", "document"]}
+    if kind in fields:
+        entry |= dict(zip(fields[kind], names, strict=True))
+    else:
+        entry["expression"] = names
+    numeric = kind in ("combine", "overlap", "kv_dot_product")
+    entry |= data.draw(st.sampled_from(BUCKETS if numeric else TEXT_BUCKETS))
+    check({"features": [entry]}, cells, farm=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,12 +1,15 @@
 """Tokenizers, RE2 replacing and text normalization by themselves."""
 
 import builtins
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from text_models import train_bpe, train_pieces
 
+import procserver
 from procserver.errors import FgConfigError
 from procserver.fg.entry import Entry
 from procserver.fg.text.bpe import load_bpe
@@ -24,6 +27,7 @@ from procserver.fg.text.normalizing import (
 from procserver.fg.text.pieces import load_sentencepiece
 from procserver.fg.text.regex import load_replacer
 
+PACKAGE = Path(procserver.__file__).parent
 ENTRY = Entry({}, "f")
 TEXTS = ["the red dress", "红色 连衣裙", "x", " "]
 
@@ -120,6 +124,26 @@ def test_a_missing_library_names_the_extra(monkeypatch, package, load):
         load()
     assert package in caught.value.reason
     assert caught.value.feature == "f"
+
+
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [
+        ("tokenizers", "bpe"),
+        ("sentencepiece", "pieces"),
+        ("opencc", "chinese"),
+        ("re2", "regex"),
+    ],
+)
+def test_a_library_is_imported_in_one_module_and_only_when_used(package, module):
+    imports = re.compile(rf"^( *)(?:import|from) {package}\b", re.MULTILINE)
+    found = {
+        path.relative_to(PACKAGE).as_posix(): imports.findall(path.read_text())
+        for path in PACKAGE.rglob("*.py")
+    }
+    using = {name: indents for name, indents in found.items() if indents}
+    assert list(using) == [f"fg/text/{module}.py"]
+    assert all(using[f"fg/text/{module}.py"])
 
 
 # -------------------------------------------------------------------- replacing

@@ -34,7 +34,7 @@ def libm(name, *arguments):
     function = getattr(LIBM, name)
     function.restype = ctypes.c_double
     function.argtypes = [ctypes.c_double] * len(arguments)
-    return function(*arguments)
+    return np.float64(function(*arguments))
 
 
 # ------------------------------------------------------------------- reading
@@ -254,4 +254,4 @@ def kilometres(lng1, lat1, lng2, lat2):
     up = libm("sin", (lat2 - lat1) * radian / 2)
     flat = np.float64(libm("cos", lat1 * radian)) * libm("cos", lat2 * radian)
     h = up * up + flat * across * across
-    return 2 * 6371.0 * libm("asin", math.sqrt(1.0 if h > 1 else h))
+    return 2 * 6371.0 * libm("asin", np.sqrt(np.float64(1) if h > 1 else h))

@@ -244,7 +244,9 @@ def nested_map(piece):
             if key is not None and text is not None and text[0] == "s":
                 blocks.append((token_text(key), text[1]))
     else:
-        texts = [value] if kind == "text" else [t[1] for t in value if t and t[0] == "s"]
+        texts = (
+            [value] if kind == "text" else [t[1] for t in value if t and t[0] == "s"]
+        )
         for part in (part for text in texts for part in text.split(b"|")):
             category, mark, items = part.partition(b"^")
             if mark:

@@ -97,21 +97,23 @@ class TextFeature(Feature):
     """``encoders``: asset name to a function from a text to its token ids."""
 
     def __init__(self, entry, group, siblings, farm, encoders, simplify):
-        super().__init__(entry, group, siblings, farm)
+        written = entry["feature_type"]
+        self.type = written.removeprefix("sequence_").removesuffix("_feature")
+        # Inputs, prefixes and sequences are those of an id; of distances a cross's.
+        base = "combo" if self.type == "custom" else "id"
+        prefix = "sequence_" if written.startswith("sequence_") else ""
+        known = entry | {"feature_type": f"{prefix}{base}_feature"}
+        super().__init__(known, group, siblings, farm)
         self.encoders = encoders
         self.simplify = simplify
-        self.type = self.kind
         self.dim = entry.get("value_dim", 0)
         if self.type == "regex_replace":
             self.dim = entry.get("value_dim", int(self.is_sequence))
         if self.type == "tokenize":
             self.buckets.kind = "as they come"
         if self.type == "custom":
-            # What a raw feature's numbers are to those who read and emit them.
-            self.kind = "raw"
-            self.dim = 1
-            if not self.is_sequence and "default_value" not in entry:
-                self.default = b"0"
+            self.dim = self.width = 1
+            self.numeric = True
 
     def texts(self, piece):
         if piece is None:
@@ -183,16 +185,6 @@ class TextFeature(Feature):
         if self.default and self.buckets.kind == "hash_bucket_size":
             return [self.buckets.of_text(self.default)]
         return super().raw_default()
-
-    def row(self, columns, nodes, row):
-        if self.type == "custom":
-            self.kind = "combo"
-        try:
-            found = super().row(columns, nodes, row)
-        finally:
-            if self.type == "custom":
-                self.kind = "raw"
-        return found
 
 
 class TextOracle(Oracle):
