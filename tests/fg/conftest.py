@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-from text_models import train_bpe
 
 DATA = Path(__file__).parent.parent / "data" / "fg"
 CASES = json.loads((DATA / "fg_cases.json").read_text())["cases"]
