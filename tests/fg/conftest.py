@@ -2,11 +2,9 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
-from text_models import train_bpe
 
 DATA = Path(__file__).parent.parent / "data" / "fg"
 CASES = json.loads((DATA / "fg_cases.json").read_text())["cases"]
@@ -44,21 +42,6 @@ def case_assets(tmp_path):
     def folder(case):
         found = borrow(json.dumps(case["fg_json"]), tmp_path / "fg_assets")
         return tmp_path if found else DATA
-
-    return folder
-
-
-@pytest.fixture
-def example_assets(tmp_path):
-    """Call with an exported file for the folder that its assets are relative to."""
-
-    def folder(path):
-        # Paths of assets as the files name them.
-        assets = tmp_path / "data" / "test"
-        shutil.copytree(DATA / "fg_assets", assets)
-        if "tokenizer.json" in path.read_text():
-            train_bpe(assets / "tokenizer.json")
-        return tmp_path
 
     return folder
 

@@ -6,7 +6,12 @@ from pathlib import Path
 
 from procserver.fg.entry import MISSING, Entry
 from procserver.fg.expression import Formula, compile_formula
-from procserver.fg.feature import MAX_WIDTH, FeatureSpec, OperatorType, always_numeric
+from procserver.fg.feature import (
+    MAX_WIDTH,
+    FeatureSpec,
+    OperatorType,
+    always_numeric,
+)
 
 
 @dataclass(frozen=True)
