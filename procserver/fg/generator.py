@@ -16,6 +16,7 @@ from procserver.errors import BadFeature
 from procserver.fg.compiling import compile_plan, compile_unbucketized
 from procserver.fg.plan import Plan, build_plan
 from procserver.fg.spec import FgSpec, read_spec
+from procserver.fg.split import Part, digest_of
 
 # NOTE: workers make no use of Arrow and must not import it: it starts a thread.
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class FeatureGenerator:
             raise ValueError("threads must be at least 1")
         self.threads = threads
         self.farm_hash = farm_hash
+        self._source = (fg_json, asset_dir)
         self.spec: FgSpec = read_spec(fg_json, asset_dir)
         self.plan: Plan = build_plan(self.spec)
         self.compiled: CompiledPlan = compile_plan(self.plan, farm_hash=farm_hash)
@@ -97,6 +99,7 @@ class FeatureGenerator:
         rows: int,
         *,
         tile: bool,
+        part: Part | None = None,
     ) -> Tensors:
         """The tensors of one request of ``rows`` items (spec section 13).
 
@@ -104,7 +107,8 @@ class FeatureGenerator:
         least ``rows``, of which the first ``rows`` count. A missing column is one
         of nulls. With ``tile``, user-side features keep one row and the
         zero-dimensional int64 tensor ``batch_size`` is added; otherwise every
-        feature has ``rows`` rows.
+        feature has ``rows`` rows. Of a ``part`` only the tensors of its features
+        are made.
 
         :raises BadFeature: wrong number of rows, or a cell of a type or size that
             its feature cannot take
@@ -116,7 +120,8 @@ class FeatureGenerator:
             if side == 0 and column is not None and len(column) != 1:
                 raise BadFeature(f"user feature {name!r} has {len(column)} rows, not 1")
             columns.append(column)
-        tensors = self.compiled.run(columns, rows, tile=tile)
+        mask = None if part is None else part.mask
+        tensors = self.compiled.run(columns, rows, tile=tile, part=mask)
         if tile:
             tensors["batch_size"] = np.array(rows, dtype=np.int64)
         return tensors
@@ -187,6 +192,12 @@ class FeatureGenerator:
         return bound, counts.pop() if counts else 1
 
     # ------------------------------------------------------------- describing
+
+    @cached_property
+    def digest(self) -> str:
+        """What values depend on: ``fg.json``, its files, hash, kernels."""
+        fg_json, asset_dir = self._source
+        return digest_of(fg_json, asset_dir, farm_hash=self.farm_hash)
 
     @property
     def user_inputs(self) -> tuple[str, ...]:
