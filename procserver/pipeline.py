@@ -193,6 +193,16 @@ class RankingPipeline:
     def _score(self, gathered: ItemRows) -> dict[str, np.ndarray]:
         if gathered.rows == 0:
             return dict(self._runner.empty_outputs)
+        outputs = self._runner.run(self.generate(gathered))
+        if gathered.missing is not None and gathered.missing.any():
+            return self._with_empty_scores(outputs, gathered.missing)
+        return outputs
+
+    def generate(self, gathered: ItemRows) -> dict[str, np.ndarray]:
+        """The model's input tensors, whether generated now or ahead.
+
+        :raises BadFeature: for a cell that its feature cannot take
+        """
         tensors = self._fg.generate(
             gathered.user,
             gathered.item,
@@ -202,10 +212,7 @@ class RankingPipeline:
             part=gathered.part,
         )
         tensors.update(gathered.ready)
-        outputs = self._runner.run(tensors)
-        if gathered.missing is not None and gathered.missing.any():
-            return self._with_empty_scores(outputs, gathered.missing)
-        return outputs
+        return tensors
 
     def _with_empty_scores(
         self, outputs: Mapping[str, np.ndarray], missing: np.ndarray

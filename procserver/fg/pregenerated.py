@@ -7,18 +7,21 @@ where requests are answered; neither knows how columns are stored in between.
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cython_ext.column import Column, Kind
-from cython_ext.fg_pregenerated import Restored, column_of, restore
+from cython_ext.fg_pregenerated import column_of, restore
 from procserver.errors import BadFeature
 from procserver.fg.generator import FeatureGenerator
 from procserver.fg.split import Part, part_of, pregenerable, remainder_of
 
 logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from cython_ext.fg_pregenerated import Restored
 
 Tensors = dict[str, NDArray[Any]]
 LIST_OF = {Kind.INT64: Kind.LIST_INT64, Kind.FLOAT32: Kind.LIST_FLOAT32}
@@ -165,7 +168,7 @@ class Served:
 
     part: Part
     columns: tuple[str, ...]
-    restored: list[Restored]
+    restored: "list[Restored]"
 
     def tensors(self, rows: NDArray[np.int64], columns: dict[str, Column]) -> Tensors:
         """Tensors out of the gathered ``columns`` of ``rows`` (-1: no such item).

@@ -40,7 +40,28 @@ class Part:
 
 def part_of(plan: Plan, names: Collection[str]) -> Part:
     """The part of ``plan`` that emits the features ``names``."""
+    return _part(plan, names, bytearray(len(plan.features)))
+
+
+def remainder_of(plan: Plan, names: Collection[str]) -> Part:
+    """The part that does all that the plan does but for the features ``names``.
+
+    NOTE: features that nothing comes of (text without a bucketizer, stubs that no
+    feature reads) are run in it too, since they may refuse a request.
+    """
     mask = bytearray(len(plan.features))
+    read = {
+        one.index for f in plan.features for one in f.inputs if one.origin == "node"
+    }
+    for number, feature in enumerate(plan.features):
+        if not feature.emitted and number not in read:
+            mask[number] = READ
+    others = {f.spec.name for f in plan.features if f.spec.name not in names}
+    return _part(plan, others, mask)
+
+
+def _part(plan: Plan, names: Collection[str], mask: bytearray) -> Part:
+    """Adds ``names``, and what is read, to the features run by ``mask``."""
     for number, feature in enumerate(plan.features):
         if feature.emitted and feature.spec.name in names:
             mask[number] = EMITTED
@@ -63,13 +84,6 @@ def part_of(plan: Plan, names: Collection[str]) -> Part:
             for index, slot in enumerate(plan.slots)
             if index in slots and slot.side == "item"
         ),
-    )
-
-
-def remainder_of(plan: Plan, names: Collection[str]) -> Part:
-    """The part that emits everything but the features ``names``."""
-    return part_of(
-        plan, {f.spec.name for f in plan.features if f.spec.name not in names}
     )
 
 
