@@ -227,6 +227,8 @@ class RankingPipeline:
         return scored
 
     def warm_up(self) -> None:
+        if self._cache is not None:
+            self._pregenerated(self._cache.current())
         for _ in range(2):
             for rows in (WARM_UP_ROWS, 1):
                 tensors = self._fg.generate({}, {}, {}, rows, tile=self._tile)
@@ -260,7 +262,7 @@ def open_pregenerated(
         log.warning("generation %d, features ahead: %s", generation.number, error)
         return None
     log.info(
-        "generation %d: %d of %d features come generated",
+        "generation %d: %d of %d features are taken from the cache",
         generation.number,
         len(features.features),
         sum(feature.emitted for feature in fg.plan.features),
