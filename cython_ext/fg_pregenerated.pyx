@@ -4,7 +4,7 @@
 A feature is stored in one of these forms, a column per tensor::
 
     ids      INT64, where every row has one value or none (a null cell), or
-             LIST_INT64
+             LIST_INT64; INT32 and LIST_INT32, where no id needs more
     weights  FLOAT32 or LIST_FLOAT32, cell by cell as many as ids
     dense    FLOAT32 for one column, LIST_FLOAT32 for more
 
@@ -19,14 +19,18 @@ cimport numpy as cnp
 from cython_ext.arena cimport Arena
 from cython_ext.column cimport (
     FLOAT32,
+    INT32,
     INT64,
     LIST,
     LIST_FLOAT32,
+    LIST_INT32,
     LIST_INT64,
     SCALAR,
     Column,
     ColumnView,
     cell_is_null,
+    kind_shape,
+    kind_value,
     scalar_width,
     wrap_column,
 )
@@ -42,6 +46,19 @@ cdef int _damaged() except -1 nogil:
 
 
 # ------------------------------------------------------------ tensors to columns
+
+cdef const char *_narrowed(
+    Arena arena, const int64_t *values, int64_t count
+) except? NULL nogil:
+    """A copy as int32; NULL if some value needs more."""
+    cdef int64_t i
+    cdef int64_t lost = 0
+    cdef int32_t *out = <int32_t *>arena.alloc(count * 4)
+    for i in range(count):
+        out[i] = <int32_t>values[i]
+        lost |= values[i] ^ out[i]
+    return NULL if lost else <const char *>out
+
 
 cdef int _single_cells(
     ColumnView *out, Arena arena, const char *values, int64_t width,
@@ -100,7 +117,8 @@ def column_of(cnp.ndarray values not None, cnp.ndarray lengths, int kind) -> Col
     ``values``: contiguous int64 or float32 as the kind says; with ``lengths``
     (contiguous int32, one per row) flat, without it of shape (rows, width).
 
-    :return: None if the kind holds one value but a row has more
+    :return: None if the kind holds one value but a row has more, or if it holds
+        smaller ids
     :raises TypeError: if the arrays are not of these types
     :raises ValueError: if ``lengths`` and ``values`` do not fit each other
     """
@@ -109,12 +127,12 @@ def column_of(cnp.ndarray values not None, cnp.ndarray lengths, int kind) -> Col
     cdef const int32_t *counts = NULL
     cdef int64_t size = cnp.PyArray_SIZE(values)
     cdef int64_t each = 1
-    cdef int wanted = cnp.NPY_FLOAT32
+    cdef int wanted = cnp.NPY_INT64
     cdef int found
-    if kind not in (INT64, FLOAT32, LIST_INT64, LIST_FLOAT32):
+    if kind == FLOAT32 or kind == LIST_FLOAT32:
+        wanted = cnp.NPY_FLOAT32
+    elif kind not in (INT32, INT64, LIST_INT32, LIST_INT64):
         raise TypeError(f"no form of a feature has kind {kind}")
-    if kind == INT64 or kind == LIST_INT64:
-        wanted = cnp.NPY_INT64
     if cnp.PyArray_TYPE(values) != wanted or not cnp.PyArray_IS_C_CONTIGUOUS(values):
         raise TypeError(f"values are {values.dtype}, not of kind {kind}")
     if size > MOST_VALUES:
@@ -133,10 +151,14 @@ def column_of(cnp.ndarray values not None, cnp.ndarray lengths, int kind) -> Col
         view.rows = cnp.PyArray_DIM(values, 0)
         each = cnp.PyArray_DIM(values, 1)
     view.kind = kind
-    view.values.scalar = INT64 if wanted == cnp.NPY_INT64 else FLOAT32
+    view.values.scalar = kind_value(kind)
     view.values.length = view.rows
     cdef const char *data = <const char *>cnp.PyArray_DATA(values)
-    if kind == LIST_INT64 or kind == LIST_FLOAT32:
+    if view.values.scalar == INT32:
+        data = _narrowed(arena, <const int64_t *>data, size)
+        if data == NULL:
+            return None
+    if kind_shape(kind) == LIST:
         view.shape = LIST
         found = _list_cells(&view, arena, data, counts, each, size)
     elif counts != NULL:
@@ -154,15 +176,34 @@ def column_of(cnp.ndarray values not None, cnp.ndarray lengths, int kind) -> Col
 
 ctypedef struct Tensor:
     # Values behind each other, and how many each row has.
+    bint copied              # values are in the call's arena, not in the column's
     char *values
     int32_t *lengths
     int64_t count
 
 
+cdef inline int64_t _put(
+    char *out, const ColumnView *view, int64_t start, int64_t count
+) noexcept nogil:
+    """Copies values of a column, ids as int64; how many bytes they are."""
+    cdef int64_t i
+    cdef const int32_t *narrow = <const int32_t *>view.values.data + start
+    if view.values.scalar == INT32:
+        for i in range(count):
+            (<int64_t *>out)[i] = narrow[i]
+        return count * 8
+    i = scalar_width(view.values.scalar)
+    memcpy(out, <const char *>view.values.data + start * i, count * i)
+    return count * i
+
+
 cdef int _take_whole(
     Tensor *out, Arena arena, const ColumnView *view
 ) except -1 nogil:
-    """Cells none of which is null: what was gathered is the tensor."""
+    """Cells none of which is null: what was gathered is the tensor.
+
+    Ids that are stored as int32 are widened.
+    """
     cdef int64_t row
     cdef int64_t width = scalar_width(view.values.scalar)
     cdef int64_t first = 0
@@ -176,7 +217,12 @@ cdef int _take_whole(
             out.lengths[row] = view.offsets[row + 1] - view.offsets[row]
         first = view.offsets[0]
         out.count = view.offsets[view.rows] - first
-    out.values = <char *>view.values.data + first * width
+    out.copied = view.values.scalar == INT32
+    if not out.copied:
+        out.values = <char *>view.values.data + first * width
+        return 0
+    out.values = <char *>arena.alloc(out.count * 8)
+    _put(out.values, view, first, out.count)
     return 0
 
 
@@ -198,9 +244,9 @@ cdef int _take_cells(
     const char *missing, int64_t missing_count,
 ) except -1 nogil:
     """Cells some of which are null: copied one by one."""
-    cdef int64_t row, at, count
-    cdef int64_t width = scalar_width(view.values.scalar)
-    cdef const char *data = <const char *>view.values.data
+    cdef int64_t row, count
+    cdef int64_t width = 4 if view.values.scalar == FLOAT32 else 8
+    cdef char *to
     out.lengths = <int32_t *>arena.alloc(view.rows * 4)
     out.count = 0
     for row in range(view.rows):
@@ -208,16 +254,17 @@ cdef int _take_cells(
         out.lengths[row] = <int32_t>count
         out.count += count
     out.values = <char *>arena.alloc(out.count * width)
-    at = 0
+    out.copied = True
+    to = out.values
     for row in range(view.rows):
-        count = out.lengths[row] * width
+        count = out.lengths[row]
         if rows[row] < 0:
-            memcpy(out.values + at, missing, count)
+            memcpy(to, missing, count * width)
+            to += count * width
         elif view.shape == SCALAR:
-            memcpy(out.values + at, data + row * width, count)
+            to += _put(to, view, row, count)
         else:
-            memcpy(out.values + at, data + view.offsets[row] * width, count)
-        at += count
+            to += _put(to, view, view.offsets[row], count)
     return 0
 
 
@@ -230,7 +277,9 @@ cdef int _take(
     cdef const char *absent = <const char *>cnp.PyArray_DATA(missing)
     cdef int64_t count = cnp.PyArray_SIZE(missing)
     cdef int wanted = cnp.NPY_INT64 if kind == INT64 else cnp.NPY_FLOAT32
-    if view.values.scalar != kind or view.shape not in (SCALAR, LIST):
+    if view.shape not in (SCALAR, LIST) or view.values.scalar != kind and (
+        kind != INT64 or view.values.scalar != INT32
+    ):
         raise TypeError(f"a column of kind {view.kind} holds no values of {kind}")
     if cnp.PyArray_TYPE(missing) != wanted or (
         not cnp.PyArray_IS_C_CONTIGUOUS(missing)
@@ -238,11 +287,11 @@ cdef int _take(
         raise TypeError(f"values of missing rows are {missing.dtype}")
     if view.rows != rows.shape[0]:
         raise ValueError(f"{view.rows} cells for {rows.shape[0]} rows")
-    with nogil:
-        if view.valid == NULL:
-            _take_whole(out, arena, view)
-        else:
-            _take_cells(out, arena, view, &rows[0], absent, count)
+    # PERF: this is too short to give the GIL away and come back for it.
+    if view.valid == NULL:
+        _take_whole(out, arena, view)
+    else:
+        _take_cells(out, arena, view, &rows[0], absent, count)
     return 0
 
 
@@ -271,7 +320,8 @@ cdef _restore_dense(
         if tensor.lengths[row] != width:
             _damaged()
     out[name] = _array(
-        (arena, column.owner), tensor.values, cnp.NPY_FLOAT32, rows.shape[0], width)
+        arena if tensor.copied else column.owner, tensor.values, cnp.NPY_FLOAT32,
+        rows.shape[0], width)
 
 
 cdef _restore_sparse(
@@ -282,7 +332,7 @@ cdef _restore_sparse(
     cdef Tensor numbers
     _take(&ids, arena, column, rows, missing, INT64)
     out[names[0]] = _array(
-        (arena, column.owner), ids.values, cnp.NPY_INT64, ids.count, 0)
+        arena if ids.copied else column.owner, ids.values, cnp.NPY_INT64, ids.count, 0)
     out[names[1]] = _array(arena, ids.lengths, cnp.NPY_INT32, rows.shape[0], 0)
     if weights is None:
         return
@@ -290,7 +340,8 @@ cdef _restore_sparse(
     if memcmp(ids.lengths, numbers.lengths, rows.shape[0] * 4):
         _damaged()
     out[names[2]] = _array(
-        (arena, weights.owner), numbers.values, cnp.NPY_FLOAT32, numbers.count, 0)
+        arena if numbers.copied else weights.owner, numbers.values, cnp.NPY_FLOAT32,
+        numbers.count, 0)
 
 
 def restore(const int64_t[::1] rows not None, list features, dict columns) -> dict:

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
     from cython_ext.fg_pregenerated import Restored
 
 Tensors = dict[str, NDArray[Any]]
-LIST_OF = {Kind.INT64: Kind.LIST_INT64, Kind.FLOAT32: Kind.LIST_FLOAT32}
-# How often ids that turn out to be several make one feature's form wider before
-# all features get the wide one: each time, the build starts again.
+LIST_OF = {
+    Kind.INT32: Kind.LIST_INT32,
+    Kind.INT64: Kind.LIST_INT64,
+    Kind.FLOAT32: Kind.LIST_FLOAT32,
+}
+# How often values that do not fit make a feature's form wider before all features
+# get the widest one: each time, the build starts again.
 CHOICES = 2
+INT32 = np.iinfo(np.int32)
 
 
 def _tensor_names(
@@ -35,6 +40,15 @@ def _tensor_names(
 ) -> list[tuple[str, ...]]:
     """Tensors of each feature in the order that ``restore`` takes."""
     return [f.tensors for f in generator.plan.features if f.spec.name in names]
+
+
+def _needed(tensors: Tensors, names: tuple[str, ...]) -> tuple[bool, bool]:
+    """Whether some row has several values, and whether some id is no int32."""
+    values = tensors[names[0]]
+    if len(names) == 1:
+        return values.shape[1] != 1, False
+    large = values.size and (values.min() < INT32.min or values.max() > INT32.max)
+    return bool((tensors[names[1]] > 1).any()), bool(large)
 
 
 class Pregenerator:
@@ -53,6 +67,8 @@ class Pregenerator:
         self._names: tuple[str, ...] = ()
         self._part = part_of(generator.plan, ())
         self._choices = 0
+        # Of each feature, by its values: some row has several, some id is large.
+        self._forms: dict[str, tuple[bool, bool]] = {}
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -71,13 +87,10 @@ class Pregenerator:
         tensors = self._run(columns, rows)
         while tensors is None:
             tensors = self._run(columns, rows)
-        for values, *others in _tensor_names(self._generator, self._names):
-            array = tensors[values]
-            if not others:
-                single = array.shape[1] == 1
-            else:
-                single = bool((tensors[others[0]] <= 1).all())
-            self._set_kind(values, tuple(others), wide=not single)
+        self._forms = {
+            names[0]: _needed(tensors, names) for names in self._tensor_names()
+        }
+        self._set_kinds()
 
     def generate(
         self, columns: Mapping[str, Column], rows: int
@@ -89,42 +102,44 @@ class Pregenerator:
         tensors = self._run(columns, rows)
         if tensors is None:
             return None
+        forms = {}
+        for names in self._tensor_names():
+            known, needed = self._forms[names[0]], _needed(tensors, names)
+            forms[names[0]] = (known[0] or needed[0], known[1] or needed[1])
+        if forms != self._forms:
+            self._choices += 1
+            if self._choices > CHOICES:
+                forms = dict.fromkeys(forms, (True, True))
+            self._forms = forms
+            self._set_kinds()
+            return None
         made: dict[str, Column] = {}
-        wider = []
-        for values, *others in _tensor_names(self._generator, self._names):
+        for values, *others in self._tensor_names():
             lengths = tensors[others[0]] if others else None
             for name in (values, *others[1:]):
                 column = column_of(tensors[name], lengths, self.kinds[name])
-                if column is None:
-                    wider.append((values, tuple(others)))
-                    break
+                assert column is not None, "the form was chosen so that it fits"
                 made[name] = column
-        if not wider:
-            return made
-        self._choices += 1
-        if self._choices > CHOICES:
-            wider = [
-                (values, tuple(others))
-                for values, *others in _tensor_names(self._generator, self._names)
-                if others
-            ]
-        for values, names in wider:
-            self._set_kind(values, names, wide=True)
-        return None
+        return made
 
-    def _set_kind(self, values: str, others: tuple[str, ...], *, wide: bool) -> None:
-        ids = Kind.INT64 if others else Kind.FLOAT32
-        self.kinds[values] = LIST_OF[ids] if wide else ids
-        for name in others[1:]:
-            self.kinds[name] = Kind.LIST_FLOAT32 if wide else Kind.FLOAT32
+    def _tensor_names(self) -> list[tuple[str, ...]]:
+        return _tensor_names(self._generator, self._names)
+
+    def _set_kinds(self) -> None:
+        """``kinds`` by the forms of features."""
+        self.kinds = {}
+        for values, *others in self._tensor_names():
+            several, large = self._forms[values]
+            ids = Kind.INT64 if large else Kind.INT32
+            for name in (values, *others[1:]):
+                kind = ids if others and name == values else Kind.FLOAT32
+                self.kinds[name] = LIST_OF[kind] if several else kind
 
     def _choose(self, names: tuple[str, ...]) -> None:
         self._names = names
         self._part = part_of(self._generator.plan, names)
-        kept = {
-            name for names in _tensor_names(self._generator, names) for name in names
-        }
-        self.kinds = {name: kind for name, kind in self.kinds.items() if name in kept}
+        if self.kinds:
+            self._set_kinds()
 
     def _run(self, columns: Mapping[str, Column], rows: int) -> Tensors | None:
         """The tensors; None: a feature refused an item and is left out now.

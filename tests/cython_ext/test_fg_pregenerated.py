@@ -37,6 +37,9 @@ def column(cells, type_):
         (NO_INTS, (), Kind.INT64, []),
         (INTS, (2, 0, 1), Kind.LIST_INT64, [[1, 2], [], [3]]),
         (NO_INTS, (), Kind.LIST_INT64, []),
+        (INTS, (1, 1, 1), Kind.INT32, [1, 2, 3]),
+        (-INTS[:2], (1, 0, 1), Kind.INT32, [-1, None, -2]),
+        (INTS, (2, 0, 1), Kind.LIST_INT32, [[1, 2], [], [3]]),
         (FLOATS[:2], (0, 1, 1), Kind.FLOAT32, [None, 0.5, -0.0]),
         (FLOATS, (3, 0), Kind.LIST_FLOAT32, [[0.5, -0.0, 2.0], []]),
         (FLOATS.reshape(3, 1), None, Kind.FLOAT32, [0.5, -0.0, 2.0]),
@@ -61,6 +64,15 @@ def test_a_column_keeps_its_values_alive():
 def test_what_does_not_fit_one_value_is_said():
     assert column_of(INTS, counts(1, 2), Kind.INT64) is None
     assert column_of(FLOATS.reshape(1, 3), None, Kind.FLOAT32) is None
+
+
+@pytest.mark.parametrize("kind", [Kind.INT32, Kind.LIST_INT32])
+def test_ids_that_need_more_bits_are_said(kind):
+    edges = np.array([-(2**31), 2**31 - 1], dtype=np.int64)
+    made = column_of(edges, counts(1, 1), kind)
+    assert made.elements(0).to_pylist() if kind == Kind.LIST_INT32 else made
+    for outside in (2**31, -(2**31) - 1, 2**63 - 1, 2**32):
+        assert column_of(np.array([1, outside]), counts(1, 1), kind) is None
 
 
 @pytest.mark.parametrize(
@@ -99,6 +111,7 @@ def ids(rows, cells, type_, missing):
 
 
 LIST = pa.list_(pa.int64())
+NARROW = pa.list_(pa.int32())
 
 
 @pytest.mark.parametrize(
@@ -113,6 +126,10 @@ LIST = pa.list_(pa.int64())
         ((5, 0), [[7, 8], []], LIST, [4], [7, 8], [2, 0]),
         ((5, -1, 1), [[7, 8], None, [9]], LIST, [4], [7, 8, 4, 9], [2, 1, 1]),
         ((), [], LIST, [4], [], []),
+        ((5, 0), [-7, 8], pa.int32(), [], [-7, 8], [1, 1]),
+        ((5, -1, 0), [-7, None, None], pa.int32(), [2**40], [-7, 2**40], [1, 1, 0]),
+        ((5, 0), [[-7, 8], []], NARROW, [4], [-7, 8], [2, 0]),
+        ((5, -1, 1), [[7, -8], None, [9]], NARROW, [4], [7, -8, 4, 9], [2, 1, 1]),
     ],
 )
 def test_ids(rows, cells, type_, missing, values, lengths):

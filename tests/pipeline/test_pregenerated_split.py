@@ -158,6 +158,7 @@ def arrays(draw: Any, rows: int, *, steady: bool = False) -> pa.Array:
 
 BUCKETS = [
     {"hash_bucket_size": 1000},
+    {"hash_bucket_size": 2**32},
     {"num_buckets": 8},
     {"boundaries": [-1.0, 0.5, 5.0]},
     {"vocab_list": ["", "x", "y", "7"], "default_bucketize_value": 3},
@@ -181,7 +182,7 @@ def entries(draw: Any, number: int) -> dict[str, Any]:
     if kind == "raw":
         entry["value_dim"] = draw(st.sampled_from([1, 1, 2]))
         entry["default_value"] = draw(st.sampled_from(["", "0.5"]))
-        entry |= draw(st.sampled_from([{}, *BUCKETS[1:3]]))
+        entry |= draw(st.sampled_from([{}, *BUCKETS[2:4]]))
         entry["normalizer"] = draw(
             st.sampled_from(["", "", "method=log10,threshold=0.01,default=-2"])
         )
@@ -193,7 +194,7 @@ def entries(draw: Any, number: int) -> dict[str, Any]:
     else:
         entry["expression"] = [draw(one), draw(one)]
         entry["default_value"] = draw(st.sampled_from(["", "7"]))
-        entry |= draw(st.sampled_from([BUCKETS[0], BUCKETS[3], {}]))
+        entry |= draw(st.sampled_from([BUCKETS[0], BUCKETS[1], BUCKETS[4], {}]))
     if draw(st.sampled_from([False] * 9 + [True])):
         entry["feature_type"] = f"sequence_{kind}_feature"
     return entry
@@ -340,8 +341,8 @@ def test_a_single_valued_column_that_is_not(monkeypatch: pytest.MonkeyPatch) -> 
     pair = Pair(FG, source_of(table, IDS), tile=False, farm=True)
     generation = pair.ahead._cache.current()  # type: ignore[union-attr]
     kinds = {
-        "one.values": Kind.INT64,
-        "some.values": Kind.LIST_INT64,
+        "one.values": Kind.INT32,
+        "some.values": Kind.LIST_INT32,
         "some.weights": Kind.LIST_FLOAT32,
         "wide.values": Kind.LIST_FLOAT32,
     }
