@@ -4,6 +4,7 @@
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from cython_ext.arena cimport Block
+from cython_ext.fg_expr cimport Program
 from cython_ext.fg_hash cimport (
     farm_hash, farm_hash_words, std_hash, std_hash_words)
 from cython_ext.fg_text cimport (
@@ -35,6 +36,7 @@ cdef enum NormalKind:
     NORMAL_LOG10 = 1
     NORMAL_ZSCORE = 2
     NORMAL_MINMAX = 3
+    NORMAL_EXPRESSION = 4
 
 
 ctypedef struct Word:
@@ -60,6 +62,7 @@ ctypedef struct Normalizer:
     int32_t kind
     float first
     float second
+    const Program *program   # EXPRESSION
 
 
 cdef int64_t find_word(
@@ -67,7 +70,7 @@ cdef int64_t find_word(
 cdef float normalize_single(const Normalizer *n, float x) noexcept nogil
 cdef float normalize_double(const Normalizer *n, double x) noexcept nogil
 cdef int load_bucketizer(Bucketizer *b, Block **head, object spec) except -1
-cdef int load_normalizer(Normalizer *n, object spec) except -1
+cdef int load_normalizer(Normalizer *n, Block **head, object spec) except -1
 
 
 cdef inline int64_t bucket_hash(const Bucketizer *b, uint64_t h) noexcept nogil:

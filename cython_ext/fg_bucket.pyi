@@ -1,7 +1,9 @@
 from collections.abc import Sequence
 
+from cython_ext.fg_expr import ProgramSpec
+
 BucketSpec = tuple[str, int, int, dict[bytes, int] | Sequence[float] | None]
-NormalizerSpec = tuple[str, float, float]
+NormalizerSpec = tuple[str, float, float] | tuple[str, ProgramSpec, None]
 
 class BucketTable:
     def __init__(self, spec: BucketSpec) -> None: ...

@@ -7,6 +7,7 @@ from libc.stdint cimport (
 from libc.string cimport memcmp, memcpy, memset
 
 from cython_ext.arena cimport Arena, Block, block_alloc
+from cython_ext.fg_expr cimport Program, load_program, run_scalar
 
 cdef extern from "math.h" nogil:
     float logf(float x)
@@ -17,6 +18,7 @@ KINDS = {
 }
 METHODS = {
     "log10": NORMAL_LOG10, "zscore": NORMAL_ZSCORE, "minmax": NORMAL_MINMAX,
+    "expression": NORMAL_EXPRESSION,
 }
 
 
@@ -139,6 +141,9 @@ cdef float normalize_single(const Normalizer *n, float x) noexcept nogil:
         return (x - n.first) / n.second
     if n.kind == NORMAL_MINMAX:
         return (x - n.first) / (n.second - n.first)
+    if n.kind == NORMAL_EXPRESSION:
+        # NOTE(6): expressions are double arithmetic throughout (section 7).
+        return <float>run_scalar(n.program, x)
     return x
 
 
@@ -152,16 +157,29 @@ cdef float normalize_double(const Normalizer *n, double x) noexcept nogil:
     if n.kind == NORMAL_MINMAX:
         span = n.second - n.first
         return <float>((x - <double>n.first) / <double>span)
+    if n.kind == NORMAL_EXPRESSION:
+        return <float>run_scalar(n.program, x)
     return <float>x
 
 
-cdef int load_normalizer(Normalizer *n, object spec) except -1:
-    """Copies ``(method, first, second)`` (None: no normalizer)."""
+cdef int load_normalizer(Normalizer *n, Block **head, object spec) except -1:
+    """Copies ``(method, first, second)`` (None: no normalizer).
+
+    Of ``expression``, ``first`` is the program and ``second`` is not used.
+    """
+    cdef Program *program
     memset(n, 0, sizeof(Normalizer))
     if spec is None:
         return 0
     method, first, second = spec
     n.kind = METHODS[method]
+    if n.kind == NORMAL_EXPRESSION:
+        program = <Program *>block_alloc(head, sizeof(Program))
+        load_program(program, head, first)
+        if program.variables != 1 or program.scopes != 1:
+            raise ValueError("a normalizer is an expression in one number")
+        n.program = program
+        return 0
     n.first = <float><double>first
     n.second = <float><double>second
     return 0
@@ -202,7 +220,8 @@ cdef class BucketTable:
 def normalize(spec, double value, *, bint double_path) -> float:
     """``value`` normalised by ``(method, first, second)``, as a float32."""
     cdef Normalizer n
-    load_normalizer(&n, spec)
+    cdef Arena arena = Arena()
+    load_normalizer(&n, &arena._head, spec)
     if double_path:
         return normalize_double(&n, value)
     return normalize_single(&n, <float>value)

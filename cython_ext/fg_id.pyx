@@ -5,40 +5,21 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memchr
 
 from cython_ext.column cimport (
-    FLOAT32, INT32, INT64, STRING, ColumnView, Values, cell_is_null, string_at,
+    INT32, INT64, STRING, ColumnView, Values, cell_is_null, string_at,
     value_is_null)
-from cython_ext.fg_bucket cimport bucket_integer, bucket_number, bucket_text
+from cython_ext.fg_bucket cimport bucket_integer, bucket_text
 from cython_ext.fg_cells cimport (
-    FORM_TEXT, PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, append_id,
+    FORM_TEXT, PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece,
     append_key, cell_piece, holds_byte, next_element, next_token, open_elements,
     start_output,
-    value_as_double, value_as_float, value_as_integer)
+    value_as_float, value_as_integer)
 from cython_ext.fg_node cimport (
-    ORIGIN_NODE, Call, Node, append_default, append_token, check_shapes,
-    number_text, register_operator, rows_of, source_view)
-from cython_ext.fg_text cimport NUMBER_CHARS, PARSED, parse_double
+    ORIGIN_NODE, Call, Node, append_default, append_token, append_value,
+    check_shapes, register_operator, rows_of, source_view)
+from cython_ext.fg_text cimport PARSED, parse_double
 
 cdef enum:
     WEIGHT_MARK = 58         # ":"
-
-
-cdef int _append_value(
-    Node *node, Output *o, const Values *v, int64_t i
-) except -1 nogil:
-    """Appends one value of a list, map or numeric column."""
-    cdef const char *text
-    cdef int64_t length
-    cdef char[NUMBER_CHARS] digits
-    if v.scalar == STRING:
-        text = string_at(v, i, &length)
-        return append_token(node, o, text, length)
-    if node.form == FORM_TEXT or node.prefix_length:
-        return append_token(node, o, digits, number_text(v, i, digits))
-    if v.scalar == INT32 or v.scalar == INT64:
-        return append_id(
-            o, bucket_integer(&node.bucketizer, value_as_integer(v, i)))
-    return append_id(o, bucket_number(
-        &node.bucketizer, value_as_double(v, i), v.scalar == FLOAT32))
 
 
 cdef float _weight_of_text(const char *text, int64_t length) noexcept nogil:
@@ -117,7 +98,7 @@ cdef int _emit_id_range(Node *node, Output *o, Piece *piece) except -1 nogil:
             else:
                 append_token(node, o, text, length)
         else:
-            _append_value(node, o, v, i)
+            append_value(node, o, v, i)
             if o.weighted:
                 o.weights[o.count - 1] = 1
         # NOTE(14.15): weighted ids keep the order of the input.

@@ -10,8 +10,9 @@ from libc.stdint cimport int32_t, int64_t
 from cython_ext.arena cimport Block
 from cython_ext.column cimport ColumnView, Values
 from cython_ext.fg_bucket cimport (
-    BUCKET_BOUNDARIES, BUCKET_NUMBER, Bucketizer, Normalizer, bucket_float,
-    bucket_number, bucket_text, bucket_truncated)
+    BUCKET_BOUNDARIES, BUCKET_NUMBER, NORMAL_NONE, Bucketizer, Normalizer,
+    bucket_float, bucket_number, bucket_text, bucket_truncated, normalize_double,
+    normalize_single)
 from cython_ext.fg_cells cimport (
     FORM_NUMBERS, FORM_TEXT, Output, append_id, append_number)
 
@@ -82,6 +83,7 @@ cdef struct Node:
     bint dense               # emitted as a matrix: every row must be ``width`` wide
     Bucketizer bucketizer
     Normalizer normalizer
+    bint gives_ids           # values are ids as they come; set by the loader
     void *extra              # the operator's own struct
 
 
@@ -95,6 +97,9 @@ cdef int append_text(
     const char *text, int64_t length) except -1 nogil
 cdef int append_prefixed(
     Node *node, Output *o, const char *text, int64_t length) except -1 nogil
+cdef int append_value(
+    Node *node, Output *o, const Values *v, int64_t i) except -1 nogil
+cdef bint steps_in_double(Node *node, const ColumnView *v) noexcept nogil
 cdef int number_text(const Values *v, int64_t i, char *out) noexcept nogil
 
 
@@ -116,11 +121,27 @@ cdef inline int append_real(Node *node, Output *o, double x) except -1 nogil:
         return append_id(o, bucket_float(&node.bucketizer, <float>x))
     if node.bucketizer.kind == BUCKET_NUMBER:
         return append_id(o, bucket_truncated(&node.bucketizer, x))
-    return append_id(o, bucket_number(&node.bucketizer, <float>x, True))
+    # A normalised number is a float32, and so is its text.
+    return append_id(o, bucket_number(
+        &node.bucketizer, x, node.normalizer.kind != NORMAL_NONE))
+
+
+cdef inline int append_normalised(
+    Node *node, Output *o, double x, bint in_double
+) except -1 nogil:
+    """Normalises a number and appends it; ``in_double`` as the column says."""
+    if node.normalizer.kind == NORMAL_NONE:
+        return append_real(node, o, x)
+    if in_double:
+        return append_real(node, o, normalize_double(&node.normalizer, x))
+    return append_real(node, o, normalize_single(&node.normalizer, <float>x))
 
 
 cdef inline int64_t append_real_default(Node *node, Output *o) except -1 nogil:
-    """The default numbers, never normalised; none: 0.0 if dense, else nothing."""
+    """The default numbers, never normalised; none: 0.0 if dense, else nothing.
+
+    NOTE(14.4): only raw_feature makes a bucket of 0.0 out of nothing.
+    """
     cdef int64_t i
     if not node.has_default and node.form != FORM_NUMBERS:
         return 0

@@ -5,12 +5,14 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
 from cython_ext.arena cimport Block
-from cython_ext.column cimport FLOAT32, INT32, INT64, ColumnView, Values
-from cython_ext.fg_bucket cimport bucket_text
+from cython_ext.column cimport (
+    FLOAT32, INT32, INT64, STRING, ColumnView, Values, string_at)
+from cython_ext.fg_bucket cimport bucket_integer, bucket_number, bucket_text
 from cython_ext.fg_cells cimport (
-    Output, append_id, grow_text, grow_values, value_as_double, value_as_float,
-    value_as_integer)
-from cython_ext.fg_text cimport format_double, format_float, format_int64
+    FORM_NUMBERS, FORM_TEXT, Output, append_id, grow_text, grow_values,
+    value_as_double, value_as_float, value_as_integer)
+from cython_ext.fg_text cimport (
+    NUMBER_CHARS, format_double, format_float, format_int64)
 
 from procserver.errors import BadFeature
 
@@ -132,3 +134,29 @@ cdef int number_text(const Values *v, int64_t i, char *out) noexcept nogil:
     if v.scalar == FLOAT32:
         return format_float(value_as_float(v, i), out)
     return format_double(value_as_double(v, i), out)
+
+
+cdef int append_value(
+    Node *node, Output *o, const Values *v, int64_t i
+) except -1 nogil:
+    """Appends one value of a list, map or numeric column, as id or text."""
+    cdef const char *text
+    cdef int64_t length
+    cdef char[NUMBER_CHARS] digits
+    if v.scalar == STRING:
+        text = string_at(v, i, &length)
+        return append_token(node, o, text, length)
+    if node.form == FORM_TEXT or node.prefix_length:
+        return append_token(node, o, digits, number_text(v, i, digits))
+    if v.scalar == INT32 or v.scalar == INT64:
+        return append_id(
+            o, bucket_integer(&node.bucketizer, value_as_integer(v, i)))
+    return append_id(o, bucket_number(
+        &node.bucketizer, value_as_double(v, i), v.scalar == FLOAT32))
+
+
+cdef bint steps_in_double(Node *node, const ColumnView *v) noexcept nogil:
+    """Whether texts of this column are normalised in double (section 6)."""
+    if v.values.scalar != STRING:
+        return False
+    return v.shape == 0 or node.form != FORM_NUMBERS

@@ -22,7 +22,18 @@ from cython_ext.fg_node cimport (
     ORIGIN_NODE, ORIGIN_SLOT, Call, Node, Source, load_operator)
 
 # Operators register themselves when they are imported.
-from cython_ext import fg_combo, fg_id, fg_raw  # noqa: F401
+from cython_ext import fg_called  # no-cython-lint
+from cython_ext import fg_combine  # no-cython-lint
+from cython_ext import fg_combo  # no-cython-lint
+from cython_ext import fg_distance  # no-cython-lint
+from cython_ext import fg_formula  # no-cython-lint
+from cython_ext import fg_id  # no-cython-lint
+from cython_ext import fg_kv  # no-cython-lint
+from cython_ext import fg_lookup  # no-cython-lint
+from cython_ext import fg_mask  # no-cython-lint
+from cython_ext import fg_match  # no-cython-lint
+from cython_ext import fg_overlap  # no-cython-lint
+from cython_ext import fg_raw  # no-cython-lint
 
 from procserver.errors import BadFeature
 
@@ -185,9 +196,7 @@ cdef class CompiledPlan:
         node.default_length = len(default_text or b"")
         node.default_id = default_id
         load_bucketizer(&node.bucketizer, head, bucketizer)
-        load_normalizer(&node.normalizer, normalizer)
-        if (node.form == FORM_IDS) != (node.bucketizer.kind != BUCKET_NONE):
-            raise ValueError(f"feature {name!r}: ids come from a bucketizer")
+        load_normalizer(&node.normalizer, head, normalizer)
         numbers = <float *>block_alloc(head, len(default_numbers) * sizeof(float))
         for i in range(len(default_numbers)):
             numbers[i] = <float><double>default_numbers[i]
@@ -197,6 +206,10 @@ cdef class CompiledPlan:
         node.dense = emit and node.form == FORM_NUMBERS
         self._add_sources(node, sources)
         load_operator(node, head, operator, details)
+        if (node.form == FORM_IDS) != (
+            node.gives_ids or node.bucketizer.kind != BUCKET_NONE
+        ):
+            raise ValueError(f"feature {name!r}: ids come from a bucketizer")
         self._details.append(details)
         emitted = &self._emitted[number]
         emitted.tensor = TENSOR_NONE

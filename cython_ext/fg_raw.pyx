@@ -6,16 +6,13 @@ from libc.stdint cimport int32_t, int64_t
 from cython_ext.arena cimport Block
 from cython_ext.column cimport (
     STRING, ColumnView, Values, cell_is_null, string_at, value_is_null)
-from cython_ext.fg_bucket cimport (
-    BUCKET_BOUNDARIES, bucket_float, bucket_truncated, normalize_double,
-    normalize_single)
+from cython_ext.fg_bucket cimport normalize_double, normalize_single
 from cython_ext.fg_cells cimport (
-    FORM_NUMBERS, PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, append_id,
-    append_key, append_number, cell_piece, next_element, next_token, open_elements,
-    start_output, value_as_float)
+    PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, append_key, cell_piece,
+    next_element, next_token, open_elements, start_output, value_as_float)
 from cython_ext.fg_node cimport (
     ORIGIN_NODE, Call, Node, append_real, append_real_default, check_shapes,
-    register_operator, rows_of, source_view)
+    register_operator, rows_of, source_view, steps_in_double)
 from cython_ext.fg_text cimport PARSED, parse_double
 
 from procserver.errors import BadFeature
@@ -93,13 +90,6 @@ cdef int64_t _emit_raw(
     return found
 
 
-cdef bint _in_double(Node *node, const ColumnView *v) noexcept nogil:
-    """Whether texts of this column are normalised in double (section 6)."""
-    if v.values.scalar != STRING:
-        return False
-    return v.shape == 0 or node.form != FORM_NUMBERS
-
-
 cdef int _run_raw_numbers(
     Node *node, Output *o, const ColumnView *v, int64_t rows
 ) except -1 nogil:
@@ -132,7 +122,7 @@ cdef int run_raw(Call *call, Node *node, Output *out) except -1 nogil:
     v = source_view(call, &node.sources[0])
     rows = rows_of(call, node)
     start_output(out, rows, rows * (node.value_dim if node.value_dim < 64 else 64))
-    in_double = _in_double(node, v)
+    in_double = steps_in_double(node, v)
     if node.sequence:
         for row in range(rows):
             open_elements(&e, v, row, node.delim, split_single)

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int64_t
 
+from cython_ext.arena cimport Block, block_alloc
 from cython_ext.column cimport STRING, ColumnView, Values, string_at, value_is_null
 from cython_ext.fg_cells cimport (
     PIECE_EMPTY, PIECE_TEXT, Elements, Output, Piece, next_token)
@@ -39,6 +40,13 @@ ctypedef struct Texts:
     char[NUMBER_CHARS] digits
 
 
+ctypedef struct Scratch:
+    # A buffer that is written anew for each value.
+    Block **head
+    char *data
+    int64_t capacity
+
+
 cdef int walk(
     Call *call, Node *node, Output *out, Emit emit, void *state) except -1 nogil
 
@@ -52,7 +60,34 @@ cdef inline int emit_default(Node *node, Output *o) except -1 nogil:
     return 0
 
 
-cdef inline void open_texts(Texts *t, const Piece *piece, char separator) noexcept nogil:
+cdef inline int square_row(Walk *w, int64_t first) except -1 nogil:
+    """Ends a row of any number of values, appended from ``first`` on.
+
+    No value is the default. NOTE(8.6): a row of a matrix must have ``width``
+    values: fewer are the default too, further ones are left out.
+    """
+    cdef Output *o = w.out
+    if w.node.dense:
+        if o.count - first > w.node.width:
+            o.count = first + w.node.width
+        elif o.count - first < w.node.width:
+            o.count = first
+    if o.count == first:
+        return emit_default(w.node, o)
+    return 0
+
+
+cdef inline char *scratch_room(Scratch *s, int64_t size) except NULL nogil:
+    """The buffer, large enough for ``size`` bytes; its content is lost."""
+    if size > s.capacity or s.capacity == 0:
+        s.capacity = 2 * size + 64
+        s.data = <char *>block_alloc(s.head, s.capacity)
+    return s.data
+
+
+cdef inline void open_texts(
+    Texts *t, const Piece *piece, char separator
+) noexcept nogil:
     """Tokens of a text, or values of a list (of a map: the values)."""
     t.rest = NULL
     t.separator = separator

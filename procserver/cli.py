@@ -35,10 +35,28 @@ def demo(arguments: argparse.ArgumentParser) -> Run:
     return run
 
 
+def transform(arguments: argparse.ArgumentParser) -> Run:
+    """Generate the features of Parquet files, as the service would, into one file."""
+    from procserver.offline.command import add_arguments
+
+    add_arguments(arguments)
+
+    def run(options: argparse.Namespace) -> int:
+        from procserver.offline.command import main
+
+        return main(options)
+
+    return run
+
+
 # A sub-command is a function that declares its arguments and returns what runs;
 # its name is the command's and its docstring the help text. What it needs is
 # imported when it runs, so that `procserver check` does not wait for torch.
-COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (check, demo)
+COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (
+    check,
+    demo,
+    transform,
+)
 
 
 def parser() -> argparse.ArgumentParser:

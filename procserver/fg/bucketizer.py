@@ -25,6 +25,15 @@ KEYS = (
     "num_buckets",
     "boundaries",
 )
+# NOTE(4): the order for lookup_feature, match_feature and custom_feature.
+LOOKUP_ORDER = (
+    "hash_bucket_size",
+    "num_buckets",
+    "vocab_list",
+    "vocab_dict",
+    "vocab_file",
+    "boundaries",
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,11 @@ class Bucketizer:
     fallback: int = 0
     words: Mapping[bytes, int] = field(default_factory=dict)
     boundaries: tuple[float, ...] = ()
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether ids come from numbers rather than from text."""
+        return self.kind in ("number", "boundaries")
 
     def compiled(self, *, farm_hash: bool) -> "BucketSpec":
         """The form that the kernels load."""
@@ -60,18 +74,25 @@ class Bucketizer:
 
 
 def read_bucketizer(
-    entry: Entry, asset_dir: Path, allowed: tuple[str, ...]
+    entry: Entry,
+    asset_dir: Path,
+    allowed: tuple[str, ...],
+    other_keys: frozenset[str] = frozenset(),
 ) -> Bucketizer | None:
     """The one bucketizer of an entry, or None.
 
     ``allowed``: those that the type takes, in the order in which one is chosen.
-    Keys whose value is 0 or empty count as absent, as in the protobuf messages
-    that they come from.
+    ``other_keys`` mean something else to it. Keys whose value is 0 or empty count
+    as absent, as in the protobuf messages that they come from.
 
     :raises FgConfigError: for a bucketizer that the type does not take, a
         vocabulary without ``default_bucketize_value``, or unusable values
     """
-    present = [key for key in KEYS if _written(entry, key) is not None]
+    present = [
+        key
+        for key in KEYS
+        if key not in other_keys and _written(entry, key) is not None
+    ]
     if not present:
         return None
     if present[0] not in allowed:
@@ -85,6 +106,13 @@ def read_bucketizer(
 def _written(entry: Entry, key: str) -> tuple[str, Any] | None:
     """A bucketizer key as spelled, and its value; None if there is none."""
     spellings = (key, "bucketize_boundaries") if key == "boundaries" else (key,)
+    if entry.raw("gen_key_type")[1] == "mod":
+        # NOTE(12): how an export for RTP writes num_buckets. Ids out of range are 0
+        # as in training, not their remainder.
+        if key == "hash_bucket_size":
+            return None
+        if key == "num_buckets":
+            spellings = (key, "hash_bucket_size")
     spelling, found = entry.raw(*spellings)
     if not entry.has(*spellings) or found in (0, "0", "", [], {}):
         return None

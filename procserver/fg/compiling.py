@@ -8,11 +8,19 @@ from procserver.fg.feature import FeatureSpec
 from procserver.fg.plan import Plan, PlannedFeature
 
 
-def compile_plan(plan: Plan, *, farm_hash: bool) -> CompiledPlan:
-    """The plan that generates tensors."""
+def compile_plan(
+    plan: Plan, *, farm_hash: bool, for_parser: bool = False
+) -> CompiledPlan:
+    """The plan that generates tensors.
+
+    ``for_parser``: as TorchEasyRec's data parser reads them, which wants
+    ``key_lengths`` of every id sequence, and features that read one-row columns
+    only to stay at one row.
+    """
     compiled = _empty(plan, len(plan.features))
     for feature in plan.features:
-        _add(compiled, feature, farm_hash=farm_hash)
+        payload = feature.spec.type.payload(feature.spec)
+        _add(compiled, feature, payload, farm_hash=farm_hash, for_parser=for_parser)
     return compiled
 
 
@@ -26,12 +34,15 @@ def compile_unbucketized(
     """
     compiled = _empty(plan, 2 * len(plan.features))
     for feature in plan.features:
-        _add(compiled, feature, farm_hash=farm_hash)
+        payload = feature.spec.type.payload(feature.spec)
+        _add(compiled, feature, payload, farm_hash=farm_hash)
     numbers = {}
     for feature in plan.features:
         spec = replace(feature.spec, bucketizer=None, stub=True)
         bare = replace(feature, spec=spec, form=spec.form)
-        numbers[spec.name] = _add(compiled, bare, farm_hash=farm_hash)
+        # What an operator does may depend on the bucketizer, even without it.
+        payload = spec.type.payload(feature.spec)
+        numbers[spec.name] = _add(compiled, bare, payload, farm_hash=farm_hash)
     return compiled, numbers
 
 
@@ -40,7 +51,14 @@ def _empty(plan: Plan, features: int) -> CompiledPlan:
     return CompiledPlan([slot.name for slot in plan.slots], literals, features)
 
 
-def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) -> int:
+def _add(
+    compiled: CompiledPlan,
+    feature: PlannedFeature,
+    payload: object,
+    *,
+    farm_hash: bool,
+    for_parser: bool = False,
+) -> int:
     spec = feature.spec
     prefix = _prefix(spec)
     default = None if spec.default is None else prefix + spec.default.encode()
@@ -79,16 +97,15 @@ def _add(compiled: CompiledPlan, feature: PlannedFeature, *, farm_hash: bool) ->
         bucketizer=bucketizer,
         normalizer=spec.normalizer.compiled() if spec.normalizer is not None else None,
         emit=feature.emitted,
-        keys=feature.has_keys,
-        one_row=feature.side == "user",
-        details=spec.type.payload(spec),
+        keys=feature.has_keys or (for_parser and feature.is_id_sequence),
+        one_row=for_parser or feature.side == "user",
+        details=payload,
     )
 
 
 def _is_number(spec: FeatureSpec) -> bool:
     """Whether a default becomes an id as a number, else as text."""
-    kinds = ("number", "boundaries")
-    return spec.numeric and (spec.bucketizer is None or spec.bucketizer.kind in kinds)
+    return spec.numeric and (spec.bucketizer is None or spec.bucketizer.is_numeric)
 
 
 def _prefix(spec: FeatureSpec) -> bytes:
@@ -96,10 +113,9 @@ def _prefix(spec: FeatureSpec) -> bytes:
 
     NOTE(4, order of work): a default value is prefixed like any other value.
     """
-    numeric = spec.bucketizer is not None and spec.bucketizer.kind in (
-        "number",
-        "boundaries",
+    numeric = spec.numeric or (
+        spec.bucketizer is not None and spec.bucketizer.is_numeric
     )
-    if not spec.need_prefix or spec.numeric or numeric:
+    if not spec.need_prefix or not spec.type.prefixes or numeric:
         return b""
     return f"{spec.own_name}_".encode()

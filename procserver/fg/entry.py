@@ -123,9 +123,10 @@ class Entry:
             found = [part for part in found.split(",") if part.strip()]
         if not isinstance(found, list):
             raise self.refuse(key, f"must be a list of numbers, not {_kind(found)}")
-        return tuple(self._number(key, one) for one in found)
+        return tuple(self.as_number(key, one) for one in found)
 
-    def _number(self, key: str, found: object) -> float:
+    def as_number(self, key: str, found: object) -> float:
+        """``found`` as a number; NaN is none."""
         number = math.nan
         if isinstance(found, int | float | str) and not isinstance(found, bool):
             try:

@@ -12,6 +12,8 @@ from procserver.fg.normalizer import Normalizer
 Side = Literal["user", "item", "context", "feature", "const"]
 Form = Literal["ids", "text", "numbers"]
 
+# SAFETY: a dense row is this wide at most, whatever number value_dim names.
+MAX_WIDTH = 65536
 SIDES: tuple[Side, ...] = ("user", "item", "context", "feature", "const")
 
 
@@ -20,8 +22,9 @@ class InputRef:
     """One ``side:name``; ``sequence``: its cells are split into elements.
 
     ``column`` is the name under which the input is given: ``name``, or
-    ``<sequence_name>__<name>`` for the sequence inputs of a group. ``key`` is the
-    key of ``fg.json`` that names the input.
+    the group's prefix and ``name`` for the sequence inputs of a group. ``key`` is the
+    key of ``fg.json`` that names the input. ``spread``: it is a sequence only if it
+    has several elements; a single one stands for any number.
     """
 
     side: Side
@@ -29,17 +32,20 @@ class InputRef:
     column: str
     sequence: bool
     key: str = "expression"
+    spread: bool = False
 
 
 @dataclass(frozen=True)
 class Sequence:
     """How sequence cells are cut; ``group`` is "" for a stand-alone sequence.
 
+    ``prefix`` goes before the names of the group's features and sequence columns.
     ``length``: elements kept, 0 for all. ``pk``: the request field with the ids
     whose item features make up the group, as ``side:name``.
     """
 
     group: str
+    prefix: str
     length: int
     delim: bytes
     pk: str
@@ -72,6 +78,11 @@ def kept(outside: int, inside: int) -> Callable[[Entry, bool], int]:
     return read
 
 
+def keeps_one(entry: Entry, in_sequence: bool) -> int:
+    """``value_dim``; absent: 1."""
+    return kept(1, 1)(entry, in_sequence)
+
+
 def keeps_all(entry: Entry, in_sequence: bool) -> int:
     """``value_dim``; absent: all values."""
     return kept(0, 0)(entry, in_sequence)
@@ -84,6 +95,11 @@ def width_of_one(entry: Entry) -> int:
 
 def takes_no_maps(details: Any, ref: InputRef, weighted: bool) -> bool:
     """For types none of whose inputs may be a map."""
+    return False
+
+
+def gives_values(details: Any) -> bool:
+    """For types whose ids come from a bucketizer, if there is one."""
     return False
 
 
@@ -127,6 +143,12 @@ class OperatorType:
     bucketizers: tuple[str, ...] = KEYS
     """Bucketizers that the type takes; of several, the first one is chosen."""
 
+    other_keys: frozenset[str] = frozenset()
+    """Keys of bucketizers that mean something else to the type."""
+
+    gives_ids: Callable[[Any], bool] = gives_values
+    """Whether values are ids as they come, given the details."""
+
     numeric: Callable[[Any, Bucketizer | None, str], bool] = not_numeric
     """Whether values are numbers before bucketization, else text."""
 
@@ -136,11 +158,18 @@ class OperatorType:
     weighted: bool = False
     """Whether ``weighted`` applies."""
 
+    prefixes: bool = True
+    """Whether ``need_prefix`` applies."""
+
     all_sequences: bool = False
     """In a sequence, whether inputs of every side are sequences (section 9)."""
 
     whole: frozenset[str] = frozenset()
     """Keys of inputs that are sequences only if they clearly are so."""
+
+    spreads: bool = False
+    """If no input is a sequence by the rules: those are that have several elements,
+    read from columns without the group's name."""
 
     maps: Callable[[Any, InputRef, bool], bool] = takes_no_maps
     """Whether an input may be a map; given the details and ``weighted``."""
@@ -150,6 +179,9 @@ class OperatorType:
 
     payload: Callable[["FeatureSpec"], object | None] = nothing_to_load
     """What the kernel's loader is given."""
+
+    variant: Callable[[Entry], "OperatorType"] | None = None
+    """Chooses a narrower type by the entry, where one name covers several."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +221,7 @@ class FeatureSpec:
     @property
     def form(self) -> Form:
         """What its values are."""
-        if self.bucketizer is not None:
+        if self.bucketizer is not None or self.type.gives_ids(self.details):
             return "ids"
         return "numbers" if self.numeric else "text"
 

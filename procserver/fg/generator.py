@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from cython_ext.column import Column
 from cython_ext.fg_plan import CompiledPlan
 from procserver.errors import BadFeature
+from procserver.fg.bucketing import bucketize_only as bucketize_only_spec
 from procserver.fg.compiling import compile_plan, compile_unbucketized
+from procserver.fg.dump import dump_rows
+from procserver.fg.parts import Parts
 from procserver.fg.plan import Plan, build_plan
 from procserver.fg.spec import FgSpec, read_spec
 from procserver.fg.split import Part, digest_of
@@ -51,10 +54,17 @@ class FeatureGenerator:
 
     :param fg_json: path of an ``fg.json``, or its content as a mapping
     :param asset_dir: where asset files are; by default beside the file
-    :param threads: threads that a call may use
+    :param threads: threads that a call may use; it does where that is faster
     :param farm_hash: hash with FarmHash Fingerprint64 instead of ``std::hash``;
         must match training, where ``USE_FARM_HASH_TO_BUCKETIZE`` chose it
         (NOTE(14.2): no export records it)
+    :param rtp: the file was exported for RTP: names in a group are joined with ``_``,
+        and training hashed with FarmHash (spec section 12)
+    :param bucketize_only: columns are named by feature and hold its values from
+        before bucketization; only bucketizers are run (spec section 11)
+    :param for_parser: for TorchEasyRec's data parser, not for a model: every id
+        sequence has ``key_lengths``, and :meth:`transform` may leave features at
+        one row
     :raises FgConfigError: naming feature, key and reason
 
     Tensors are named and typed as in section 5 of the specification:
@@ -71,15 +81,30 @@ class FeatureGenerator:
         asset_dir: str | os.PathLike[str] | None = None,
         threads: int = 1,
         farm_hash: bool = False,
+        rtp: bool = False,
+        bucketize_only: bool = False,
+        for_parser: bool = False,
     ) -> None:
         if threads < 1:
             raise ValueError("threads must be at least 1")
+        if rtp and not farm_hash:
+            logger.warning("a file for RTP belongs to a model trained with FarmHash")
         self.threads = threads
         self.farm_hash = farm_hash
         self._source = (fg_json, asset_dir)
-        self.spec: FgSpec = read_spec(fg_json, asset_dir)
+        self.spec: FgSpec = read_spec(fg_json, asset_dir, rtp=rtp)
         self.plan: Plan = build_plan(self.spec)
-        self.compiled: CompiledPlan = compile_plan(self.plan, farm_hash=farm_hash)
+        if bucketize_only:
+            self.plan = build_plan(bucketize_only_spec(self.plan))
+        self.for_parser = for_parser
+        self.compiled: CompiledPlan = compile_plan(
+            self.plan, farm_hash=farm_hash, for_parser=for_parser
+        )
+        self._parts: Parts | None = None
+        if threads > 1:
+            self._parts = Parts(
+                self.plan, threads, farm_hash=farm_hash, for_parser=for_parser
+            )
         self._bindings = [(MAPPINGS[s.side], s.name) for s in self.plan.slots]
         for feature in self.plan.features:
             if feature.form == "text" and not feature.spec.stub:
@@ -121,22 +146,37 @@ class FeatureGenerator:
                 raise BadFeature(f"user feature {name!r} has {len(column)} rows, not 1")
             columns.append(column)
         mask = None if part is None else part.mask
-        tensors = self.compiled.run(columns, rows, tile=tile, part=mask)
+        tensors = self._run(columns, rows, tile=tile, mask=mask)
         if tile:
             tensors["batch_size"] = np.array(rows, dtype=np.int64)
         return tensors
 
-    def transform(self, columns: "Mapping[str, pa.Array]") -> Tensors:
+    def transform(
+        self, columns: "Mapping[str, pa.Array]", *, repeat: bool = True
+    ) -> Tensors:
         """The tensors of a batch of Arrow columns, by name whatever their side.
 
-        Columns of one row are repeated; all others have the same number of rows,
-        which is the number of rows of the result.
+        Columns have the same number of rows, which is that of the result, or one
+        row, which is repeated. Without ``repeat``, which takes a generator made
+        ``for_parser``, features that read one-row columns only have one row.
 
         :raises BadFeature: unequal columns, or a column or cell of a type or size
             that its feature cannot take
         """
         bound, rows = self._bind_arrow(columns)
-        return self.compiled.run(bound, rows, tile=False)
+        return self._run(bound, rows, tile=self.for_parser and not repeat)
+
+    def _run(
+        self,
+        columns: list[Column | None],
+        rows: int,
+        *,
+        tile: bool,
+        mask: bytes | None = None,
+    ) -> Tensors:
+        if self._parts is not None and self._parts.pays(rows, mask):
+            return self._parts.run(columns, rows, tile=tile, mask=mask)
+        return self.compiled.run(columns, rows, tile=tile, part=mask)
 
     def default_row(self) -> dict[str, NDArray[np.generic]]:
         """Each feature's values for an all-null row of no type: its padding.
@@ -191,6 +231,14 @@ class FeatureGenerator:
             raise BadFeature(f"columns have {sorted(counts)} rows")
         return bound, counts.pop() if counts else 1
 
+    def dump(self, tensors: Mapping[str, NDArray[Any]]) -> list[str]:
+        """A line of text per row of tensors that this generator made.
+
+        For comparison with other Feature Generators: ``name:value`` pairs joined by
+        `` | ``, see :func:`procserver.fg.dump.dump_rows`.
+        """
+        return dump_rows(self.plan, tensors)
+
     # ------------------------------------------------------------- describing
 
     @cached_property
@@ -198,6 +246,11 @@ class FeatureGenerator:
         """What values depend on: ``fg.json``, its files, hash, kernels."""
         fg_json, asset_dir = self._source
         return digest_of(fg_json, asset_dir, farm_hash=self.farm_hash)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All columns that :meth:`transform` reads."""
+        return tuple(dict.fromkeys(slot.name for slot in self.plan.slots))
 
     @property
     def user_inputs(self) -> tuple[str, ...]:
@@ -232,7 +285,7 @@ class FeatureGenerator:
                 for feature in self.spec.features
                 if feature.sequence is group
                 for ref in feature.inputs
-                if ref.side == "item" and ref.sequence
+                if ref.side == "item" and ref.sequence and not ref.spread
             }
             side, _, name = group.pk.partition(":")
             if inputs:

@@ -32,6 +32,14 @@ def many_expressions(entry: Entry) -> Written:
     return [("expression", text) for text in written]
 
 
+def some_expressions(entry: Entry) -> Written:
+    """``expression`` as one input or a list of them."""
+    written = entry.strings("expression") or ()
+    if not written:
+        raise entry.refuse("expression", "is required")
+    return [("expression", text) for text in written]
+
+
 def keyed(*keys: str) -> Callable[[Entry], Written]:
     """One input under each of ``keys``."""
 
@@ -58,17 +66,19 @@ def read_inputs(
         sequence is not None and _is_sequence(side, name, kind, fields, siblings)
         for _, side, name in parts
     ]
+    spread = kind.spreads and sequence is not None and not any(chosen)
     if sequence is not None and not any(chosen):
         # NOTE(9): no input qualifies by the rules: then all columns do.
         chosen = [side != "const" and key not in kind.whole for key, side, _ in parts]
-    group = sequence.group if sequence is not None else ""
+    prefix = sequence.prefix if sequence is not None else ""
     return tuple(
         InputRef(
             side,
             name,
-            f"{group}__{name}" if group and is_sequence else name,
+            f"{prefix}{name}" if is_sequence and not spread else name,
             is_sequence,
             key,
+            spread,
         )
         for (key, side, name), is_sequence in zip(parts, chosen, strict=True)
     )

@@ -1,11 +1,13 @@
 """Normalizers of numeric features: reading ``method=...`` (spec section 6)."""
 
 import math
+import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from procserver.fg.entry import Entry
+from procserver.fg.expression import Formula, compile_formula
 
 if TYPE_CHECKING:
     from cython_ext.fg_bucket import NormalizerSpec
@@ -17,20 +19,27 @@ PARAMETERS: dict[str, tuple[tuple[str, float | None], tuple[str, float | None]]]
 }
 
 
+# What follows ``expr=`` is the expression, commas and equal signs included.
+EXPRESSION = re.compile(r"(?:^|,)\s*expr\s*=(.*)", re.DOTALL)
+
+
 @dataclass(frozen=True)
 class Normalizer:
     """A numeric transform with two parameters, both rounded to float32.
 
     ``log10``: threshold and default; ``zscore``: mean and standard deviation;
-    ``minmax``: minimum and maximum.
+    ``minmax``: minimum and maximum; ``expression``: none, but a formula in ``x``.
     """
 
-    method: Literal["log10", "zscore", "minmax"]
-    first: float
-    second: float
+    method: Literal["log10", "zscore", "minmax", "expression"]
+    first: float = 0.0
+    second: float = 0.0
+    formula: Formula | None = None
 
     def compiled(self) -> "NormalizerSpec":
         """The form that the kernels load."""
+        if self.formula is not None:
+            return (self.method, self.formula.program, None)
         return (self.method, self.first, self.second)
 
 
@@ -43,14 +52,16 @@ def read_normalizer(entry: Entry) -> Normalizer | None:
     if not text:
         return None
     given: dict[str, str] = {}
-    for part in text.split(","):
+    expression = EXPRESSION.search(text)
+    settings = text[: expression.start()] if expression else text
+    for part in settings.split(","):
         key, equals, value = part.partition("=")
         if not equals:
             raise entry.refuse("normalizer", f"{part!r:.40} is not key=value")
         given[key.strip()] = value.strip()
-        if given.get("method") == "expression":
-            raise entry.refuse("normalizer", "method=expression is not supported yet")
     method = given.get("method", "")
+    if method == "expression":
+        return Normalizer("expression", formula=_formula(entry, expression))
     if method not in PARAMETERS:
         raise entry.refuse("normalizer", f"unknown method {method!r:.40}")
     first, second = (
@@ -59,6 +70,15 @@ def read_normalizer(entry: Entry) -> Normalizer | None:
     if (method == "zscore" and second == 0) or (method == "minmax" and first == second):
         raise entry.refuse("normalizer", f"method={method} would divide by zero")
     return Normalizer(method, first, second)  # type: ignore[arg-type]
+
+
+def _formula(entry: Entry, found: re.Match[str] | None) -> Formula:
+    if found is None:
+        raise entry.refuse("normalizer", "parameter expr is missing")
+    formula = compile_formula(found[1], ["x"], feature=entry.name, key="normalizer")
+    if not formula.scalar:
+        raise entry.refuse("normalizer", "vector functions need rows, not numbers")
+    return formula
 
 
 def _parameter(

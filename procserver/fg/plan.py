@@ -46,15 +46,14 @@ class PlannedFeature:
         return not self.spec.stub and self.form != "text"
 
     @property
+    def is_id_sequence(self) -> bool:
+        """Whether its tensors are a sequence of ids."""
+        return self.emitted and self.spec.sequence is not None and self.form == "ids"
+
+    @property
     def has_keys(self) -> bool:
         """Whether ``key_lengths`` belong to its tensors (spec section 5)."""
-        spec = self.spec
-        return (
-            self.emitted
-            and spec.sequence is not None
-            and self.form == "ids"
-            and spec.value_dim != 1
-        )
+        return self.is_id_sequence and self.spec.value_dim != 1
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -111,7 +110,8 @@ def build_plan(spec: FgSpec) -> Plan:
 def _slot(feature: FeatureSpec, ref: InputRef) -> Slot:
     # The request's user part holds the sequences of a group, whatever the side
     # of their elements: the item features among them are joined in by id.
-    if ref.sequence and feature.sequence is not None and feature.sequence.group:
+    group = feature.sequence is not None and feature.sequence.group
+    if ref.sequence and group and not ref.spread:
         return Slot("user", ref.column)
     return Slot(ref.side, ref.column)
 

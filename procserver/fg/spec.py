@@ -47,11 +47,14 @@ SEPARATOR = "\x1d"
 def read_spec(
     fg_json: Mapping[str, Any] | str | os.PathLike[str],
     asset_dir: str | os.PathLike[str] | None = None,
+    *,
+    rtp: bool = False,
 ) -> FgSpec:
     """Reads and checks an ``fg.json``, given as a path or as its content.
 
     Asset files are looked up in ``asset_dir``, by default the directory of the
-    file (the working directory if the content was given).
+    file (the working directory if the content was given). ``rtp``: the names in a
+    group are joined with one underscore instead of two (spec section 12).
 
     :raises FgConfigError: naming feature, key and reason
     """
@@ -71,7 +74,7 @@ def read_spec(
     features: dict[str, FeatureSpec] = {}
     groups: dict[str, Sequence] = {}
     for value in top.objects("features"):
-        for feature in _read_item(value, assets, groups):
+        for feature in _read_item(value, assets, groups, "_" if rtp else "__"):
             if feature.name in features:
                 raise FgConfigError(feature.name, "feature_name", "is not unique")
             features[feature.name] = feature
@@ -89,14 +92,14 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_item(
-    value: Mapping[str, Any], assets: Path, groups: dict[str, Sequence]
+    value: Mapping[str, Any], assets: Path, groups: dict[str, Sequence], joint: str
 ) -> Iterator[FeatureSpec]:
     """The features of one entry: a feature object or a sequence group."""
     entry = Entry(value)
     if not entry.has("sequence_name") or entry.has("feature_type"):
         yield _read_feature(entry, None, frozenset(), assets)
         return
-    group = _read_group(entry)
+    group = _read_group(entry, joint)
     if group.group in groups:
         raise FgConfigError(group.group, "sequence_name", "is not unique")
     groups[group.group] = group
@@ -106,7 +109,7 @@ def _read_item(
         yield _read_feature(child, group, siblings, assets)
 
 
-def _read_group(entry: Entry) -> Sequence:
+def _read_group(entry: Entry, joint: str) -> Sequence:
     entry.name = entry.text("sequence_name")
     if not entry.name:
         raise entry.refuse("sequence_name", "is empty")
@@ -116,6 +119,7 @@ def _read_group(entry: Entry) -> Sequence:
         raise entry.refuse("sequence_pk", f"{pk!r:.60} is not side:name")
     return Sequence(
         group=entry.name,
+        prefix=entry.name + joint,
         length=entry.integer("sequence_length", default=0),
         delim=entry.character("sequence_delim", ";"),
         pk=pk,
@@ -127,7 +131,9 @@ def _read_type(entry: Entry) -> tuple[OperatorType, bool]:
     written = entry.text("feature_type")
     kind = written.removeprefix("sequence_")
     if kind in TYPES:
-        return TYPES[kind], kind != written
+        found = TYPES[kind]
+        found = found.variant(entry) if found.variant is not None else found
+        return found, kind != written
     if kind in NEVER:
         raise entry.refuse(
             "feature_type", f"{written} is not supported: its rules are not published"
@@ -148,12 +154,13 @@ def _read_feature(
     if group is None and (is_sequence or entry.flag("is_sequence")):
         sequence = Sequence(
             group="",
+            prefix="",
             length=entry.integer("sequence_length", default=0),
             delim=entry.character("sequence_delim", ";"),
             pk="",
         )
     separator = entry.character("separator", SEPARATOR)
-    bucketizer = read_bucketizer(entry, assets, kind.bucketizers)
+    bucketizer = read_bucketizer(entry, assets, kind.bucketizers, kind.other_keys)
     width = kind.width(entry)
     value_type = _read_value_type(entry, kind)
     details = kind.read_details(entry, assets)
@@ -169,7 +176,7 @@ def _read_feature(
     ):
         raise entry.refuse("default_value", f"{default!r:.40} is no number")
     return FeatureSpec(
-        name=f"{group.group}__{own}" if group else own,
+        name=f"{group.prefix}{own}" if group else own,
         own_name=own,
         type=kind,
         inputs=read_inputs(entry, kind, sequence, siblings),

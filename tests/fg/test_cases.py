@@ -10,22 +10,31 @@ import pytest
 from procserver.errors import BadFeature, FgConfigError
 from procserver.fg import FeatureGenerator
 from procserver.fg.types import TYPES
+from procserver.fg.types.custom import OPERATORS
 
 DATA = Path(__file__).parent.parent / "data" / "fg"
 CASES = json.loads((DATA / "fg_cases.json").read_text())["cases"]
-MODES = ("fg", "default_row", "unbucketized", "error")
+MODES = ("fg", "default_row", "unbucketized", "error", "dump", "bucketize_only")
 
 
-def types_of(fg_json):
+def features_of(fg_json):
     for entry in fg_json["features"]:
-        for feature in entry.get("features", [entry]):
-            yield feature["feature_type"].removeprefix("sequence_")
+        yield from entry.get("features", [entry])
+
+
+def has_known_type(feature):
+    kind = feature["feature_type"].removeprefix("sequence_")
+    if kind == "custom_feature":
+        return feature["operator_name"] in OPERATORS
+    return kind in TYPES
+
+
+def is_known(case):
+    return all(map(has_known_type, features_of(case["fg_json"])))
 
 
 def is_covered(case):
-    return case["mode"] in MODES and all(
-        kind in TYPES for kind in types_of(case["fg_json"])
-    )
+    return case["mode"] in MODES and is_known(case)
 
 
 def arrow_type(text):
@@ -45,15 +54,24 @@ def arrow_type(text):
 
 
 def columns_of(case):
-    return {
-        name: pa.array(column["values"], arrow_type(column["type"]))
-        for name, column in case["inputs"].items()
-    }
+    columns = {}
+    for name, column in case["inputs"].items():
+        values = column["values"]
+        if column["type"].startswith("map<"):
+            # JSON has no tuples.
+            values = [cell and [tuple(pair) for pair in cell] for cell in values]
+        columns[name] = pa.array(values, arrow_type(column["type"]))
+    return columns
 
 
-def generator_of(case):
+def generator_of(case, asset_dir=DATA):
     farm = case["env"].get("USE_FARM_HASH_TO_BUCKETIZE") == "true"
-    return FeatureGenerator(case["fg_json"], asset_dir=DATA, farm_hash=farm)
+    return FeatureGenerator(
+        case["fg_json"],
+        asset_dir=asset_dir,
+        farm_hash=farm,
+        bucketize_only=case["mode"] == "bucketize_only",
+    )
 
 
 def assert_ints(found, expected, dtype, what):
@@ -93,8 +111,9 @@ def check_tensors(case, tensors):
         elif "weights" in expected and case.get("order_insensitive"):
             lengths = expected["lengths"]
             found = tensors[f"{name}.weights"].tolist()
+            weights = np.array(expected["weights"], dtype=np.float32).tolist()
             assert sorted_pairs(values.tolist(), found, lengths) == sorted_pairs(
-                expected["values"], expected["weights"], lengths
+                expected["values"], weights, lengths
             ), what
         else:
             assert_ints(values, expected["values"], np.int64, what)
@@ -124,21 +143,25 @@ def check_default_row(case, row):
 COVERED = [case for case in CASES if is_covered(case)]
 
 
-def test_the_covered_cases_are_those_of_three_types():
+def test_the_covered_cases_are_those_of_the_known_types():
     assert len(CASES) == 348
-    assert len(COVERED) == 276
+    assert len(COVERED) == 348
 
 
 @pytest.mark.parametrize("case", COVERED, ids=lambda case: case["id"])
-def test_case(case, case_ran):
+def test_case(case, case_ran, case_assets):
+    asset_dir = case_assets(case)
     if case["mode"] == "error":
         with pytest.raises((FgConfigError, BadFeature)):
-            generator_of(case).transform(columns_of(case))
+            generator_of(case, asset_dir).transform(columns_of(case))
         case_ran(case["id"])
         return
-    generator = generator_of(case)
-    if case["mode"] == "fg":
+    generator = generator_of(case, asset_dir)
+    if case["mode"] in ("fg", "bucketize_only"):
         check_tensors(case, generator.transform(columns_of(case)))
+    elif case["mode"] == "dump":
+        lines = generator.dump(generator.transform(columns_of(case)))
+        assert lines == case["expected"]["__dump__"], case["id"]
     elif case["mode"] == "default_row":
         check_default_row(case, generator.default_row())
     else:
@@ -150,12 +173,12 @@ def test_case(case, case_ran):
 
 @pytest.mark.parametrize(
     "case",
-    [c for c in CASES if c not in COVERED and c["mode"] != "bucketize_only"],
+    [c for c in CASES if not is_known(c)],
     ids=lambda case: case["id"],
 )
 def test_other_types_are_refused_by_name(case):
     """Until a type is implemented, loading it names the feature and the type."""
     with pytest.raises(FgConfigError) as caught:
         generator_of(case)
-    assert caught.value.key == "feature_type"
+    assert caught.value.key in ("feature_type", "operator_name")
     assert caught.value.feature

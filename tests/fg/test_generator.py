@@ -1,7 +1,6 @@
 """Online and offline generation: sides, tiling, sequences, descriptions."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cython_ext.column import Column
-from procserver.errors import BadFeature, FgConfigError
+from procserver.errors import BadFeature
 from procserver.fg import FeatureGenerator, SequenceJoin
-from procserver.fg.types import TYPES
 
 EXAMPLES = Path(__file__).parent.parent / "data" / "fg" / "fg_examples"
 
@@ -343,47 +341,3 @@ def test_every_split_gives_the_same_bytes(generator, data, rows):
         if name.rsplit(".", 1)[0] in USER_SIDE:
             one = np.tile(one, [rows] + [1] * (one.ndim - 1))
         assert plain({name: one}) == plain({name: array})
-
-
-def is_implemented(path):
-    for entry in json.loads(path.read_text())["features"]:
-        for one in entry.get("features", [entry]):
-            kind = one["feature_type"].removeprefix("sequence_")
-            # method=expression needs the expression language.
-            if kind not in TYPES or "expression" in one.get("normalizer", ""):
-                return False
-    return True
-
-
-@pytest.mark.parametrize(
-    "path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem
-)
-def test_exported_examples(path, tmp_path):
-    """Files of the implemented types run; others are refused by feature and type."""
-    # Paths of assets as the files name them.
-    shutil.copytree(EXAMPLES.parent / "fg_assets", tmp_path / "data" / "test")
-    if not is_implemented(path):
-        with pytest.raises(FgConfigError) as caught:
-            FeatureGenerator(path, asset_dir=tmp_path)
-        assert caught.value.feature
-        assert caught.value.key in ("feature_type", "normalizer")
-        return
-    generator = FeatureGenerator(path, asset_dir=tmp_path)
-    columns = {}
-    for one in generator.spec.features:
-        width = one.value_dim if one.operator == "raw" else 1
-        text = one.separator.decode().join(["1"] * width)
-        columns[one.inputs[0].column] = pa.array([text, None])
-    tensors = generator.transform(columns)
-    assert set(tensors) == set(generator.tensor_names())
-    dense = [array for array in tensors.values() if array.dtype == np.float32]
-    assert all(np.isfinite(array).all() for array in dense)
-    for name, array in tensors.items():
-        if name.endswith(".lengths"):
-            assert len(array) == 2
-
-
-def test_some_examples_are_implemented():
-    assert {path.stem for path in EXAMPLES.glob("*.json") if is_implemented(path)} == {
-        "dlrm_hstu_kuairand_1k.fg", "multi_tower_din_taobao.fg", "tdm_fg_mock.fg",
-    }  # fmt: skip

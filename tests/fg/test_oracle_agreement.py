@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "reference"))
 
 from fg_oracle import Oracle, Refused
 
+EXAMPLES = int(os.environ.get("FG_EXAMPLES", "120"))
 SETTINGS = settings(
-    max_examples=int(os.environ.get("FG_EXAMPLES", "120")),
+    max_examples=EXAMPLES,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -79,7 +79,7 @@ def test_spellings_of_the_same(entry, same):
     [
         ({"feature_type": "id_feature"}, "feature_name"),
         (ID | {"feature_type": "slice_feature"}, "feature_type"),
-        (ID | {"feature_type": "lookup_feature"}, "feature_type"),
+        (ID | {"feature_type": "bm25_feature"}, "feature_type"),
         (ID | {"feature_type": "sequence_bm25_feature"}, "feature_type"),
         (ID | {"feature_type": "no_such_feature"}, "feature_type"),
         (ID | {"feature_type": 5}, "feature_type"),

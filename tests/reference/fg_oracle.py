@@ -383,11 +383,15 @@ class Feature:
     """One entry. ``rows`` of a result are lists of values, or of elements."""
 
     def __init__(self, entry, group, siblings, farm):
+        # NOTE: that module is written with the functions of this one.
+        import fg_oracle_ops as ops
+
         self.entry = entry
         self.group = group
         kind = entry["feature_type"]
         self.kind = kind.removeprefix("sequence_").removesuffix("_feature")
-        cut = group if group else entry if kind.startswith("sequence_") else None
+        alone = kind.startswith("sequence_") or entry.get("is_sequence")
+        cut = group if group else entry if alone else None
         self.is_sequence = cut is not None
         if cut is not None:
             self.delim = cut.get("sequence_delim", ";").encode()
@@ -396,24 +400,28 @@ class Feature:
         self.name = f"{group['sequence_name']}__{self.own}" if group else self.own
         self.separator = entry.get("separator", "\x1d").encode()
         self.buckets = Buckets(entry, farm)
-        default_dim = 1 if self.kind == "raw" or self.is_sequence else 0
-        if self.kind == "combo":
-            default_dim = 0
+        default_dim = 1 if self.is_sequence else 0
+        if self.kind not in ("id", "bool_mask"):
+            default_dim = 0 if self.kind == "combo" else 1
         self.dim = entry.get("value_dim", default_dim)
-        default = entry.get("default_value", "0" if self.kind == "raw" else "")
+        self.numeric = ops.is_numeric(self.kind, entry, self.buckets.kind)
+        self.width = self.dim if self.kind == "raw" else ops.width_of(self.kind, entry)
+        self.operate = ops.EMIT.get(self.kind)
+        textual = self.kind in ("id", "combo", "bool_mask", "combine")
+        default = entry.get("default_value", "" if textual else "0")
         if self.is_sequence:
             default = default or "0"
         self.default = default.encode()
         self.weighted = self.kind == "id" and entry.get("weighted", False)
         self.prefix = b""
-        if entry.get("need_prefix") and self.kind != "raw" and not self.buckets.numeric:
+        plain = self.numeric or self.buckets.numeric or self.kind == "match"
+        if entry.get("need_prefix") and not plain:
             self.prefix = f"{self.own}_".encode()
         self.normalizer = parse_normalizer(entry.get("normalizer", ""))
-        written = entry["expression"]
-        written = [written] if isinstance(written, str) else written
         self.inputs = []
         chosen = []
-        for text in written:
+        written = ops.written_inputs(self.kind, entry)
+        for _, text in written:
             side, name = text.split(":", 1)
             fields = entry.get("sequence_fields")
             if not self.is_sequence or side == "const":
@@ -423,10 +431,17 @@ class Feature:
             elif side == "feature":
                 chosen.append(name in siblings)
             else:
-                chosen.append(self.kind != "combo" or side == "item")
+                chosen.append(self.kind in ("id", "raw", "combine") or side == "item")
             self.inputs.append((side, name))
         if self.is_sequence and not any(chosen):
-            chosen = [side != "const" for side, _ in self.inputs]
+            whole = ops.WHOLE.get(self.kind)
+            chosen = [
+                text.split(":")[0] != "const" and key != whole for key, text in written
+            ]
+        self.maps = [
+            not c and (self.weighted or key in ops.MAPS.get(self.kind, ()))
+            for c, (key, _) in zip(chosen, written, strict=True)
+        ]
         self.inputs = [
             (
                 side,
@@ -437,6 +452,13 @@ class Feature:
         ]
 
     # One piece to a list of (value, weight).
+
+    def emit_all(self, pieces, kinds, in_double):
+        if self.kind == "combo":
+            return self.cross(pieces)
+        if self.operate is not None:
+            return [(value, 1.0) for value in self.operate(self, pieces, kinds)]
+        return self.emit(pieces[0], in_double)
 
     def emit(self, piece, in_double):
         if self.kind == "raw":
@@ -557,8 +579,8 @@ class Feature:
         pieces = [
             read_cell(c, row, node) for c, node in zip(columns, nodes, strict=True)
         ]
-        if self.kind == "combo":
-            return self.cross(pieces)
+        if self.kind not in ("id", "raw"):
+            return self.emit_all(pieces, kinds, in_double)
         numeric = depth(kinds[0]) == 0 and kinds[0] in (
             "int32",
             "int64",
@@ -571,6 +593,9 @@ class Feature:
         return self.emit(pieces[0], in_double)
 
     def sequence_row(self, columns, nodes, row, in_double):
+        from fg_oracle_ops import default_of
+
+        kinds = [column[0] for column in columns]
         pieces = []
         for column, node, (_, _, is_sequence) in zip(
             columns, nodes, self.inputs, strict=True
@@ -580,19 +605,18 @@ class Feature:
                 pieces.append(elements[: self.limit] if self.limit else elements)
             else:
                 pieces.append(read_cell(column, row, node))
-        count = max(len(p) for p, i in zip(pieces, self.inputs, strict=True) if i[2])
+        lengths = [len(p) for p, i in zip(pieces, self.inputs, strict=True) if i[2]]
+        count = max(lengths, default=0)
         out = []
         for at in range(count):
             now = [
                 (p[at] if at < len(p) else None) if i[2] else p
                 for p, i in zip(pieces, self.inputs, strict=True)
             ]
-            out.append(
-                self.cross(now)
-                if self.kind == "combo"
-                else self.emit(now[0], in_double)
-            )
-        if not out:
+            out.append(self.emit_all(now, kinds, in_double))
+        if not out and self.operate is not None:
+            out.append([(value, 1.0) for value in default_of(self)])
+        elif not out:
             out.append(
                 self.emit_default()
                 if self.kind == "combo"
@@ -638,7 +662,7 @@ class Oracle:
 
     def run(self, f, columns, rows, made, out):
         inputs, nodes = [], []
-        for side, name, is_sequence in f.inputs:
+        for (side, name, is_sequence), takes_map in zip(f.inputs, f.maps, strict=True):
             nodes.append(side == "feature")
             if side == "const":
                 inputs.append(("string", [name]))
@@ -647,7 +671,7 @@ class Oracle:
             else:
                 inputs.append(columns.get(name, ("null", [None])))
             kind = inputs[-1][0]
-            if kind.startswith("map<") and (is_sequence or not f.weighted):
+            if kind.startswith("map<") and not takes_map:
                 raise Refused(f"{name}: maps")
             if depth(kind) == 2 and not is_sequence:
                 raise Refused(f"{name}: lists of lists")
@@ -656,13 +680,14 @@ class Oracle:
         made[f.name] = (f, found)
         if own != rows:
             found = found * rows
-        if f.entry.get("stub_type") or (f.buckets.kind is None and f.kind != "raw"):
+        if f.entry.get("stub_type") or (f.buckets.kind is None and not f.numeric):
             return
         elements = [e for row in found for e in row] if f.is_sequence else found
         flat = [pair for e in elements for pair in e]
         values = [value for value, _ in flat]
         if f.buckets.kind is None:
-            values = [values[i : i + f.dim] for i in range(0, len(values), f.dim)]
+            w = f.width
+            values = [values[i : i + w] for i in range(0, len(values), w)]
         out[f"{f.name}.values"] = values
         if f.buckets.kind is not None or f.is_sequence:
             out[f"{f.name}.lengths"] = [len(row) for row in found]
@@ -677,7 +702,7 @@ def as_column(feature, found, is_sequence):
     scalar = "string"
     if feature.buckets.kind is not None:
         scalar = "int64"
-    elif feature.kind == "raw":
+    elif feature.numeric:
         scalar = "float"
 
     def plain(pairs):

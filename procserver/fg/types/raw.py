@@ -1,11 +1,8 @@
 """raw_feature (spec section 8.2)."""
 
 from procserver.fg.entry import Entry
-from procserver.fg.feature import OperatorType, always_numeric
+from procserver.fg.feature import MAX_WIDTH, OperatorType, always_numeric
 from procserver.fg.inputs import one_expression
-
-# SAFETY: a dense row is this wide at most, whatever number value_dim names.
-MAX_WIDTH = 65536
 
 
 def _width(entry: Entry, in_sequence: bool = False) -> int:

@@ -1,0 +1,1 @@
+# The kernels in this module are cimported only.

@@ -1,0 +1,3 @@
+from collections.abc import Sequence
+
+def fold(name: str, arguments: Sequence[float]) -> float: ...

@@ -1,0 +1,1 @@
+"""Text work through optional libraries, one module for each library."""
