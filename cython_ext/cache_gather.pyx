@@ -25,6 +25,7 @@ from cython_ext.cache_records cimport (
     record_at,
 )
 from cython_ext.column cimport (
+    LIST,
     LISTS,
     MAP,
     SCALAR,
@@ -45,6 +46,8 @@ cdef enum:
     STRIPE = 64
     # Bytes of a record that are fetched ahead.
     PREFETCHED = 256
+    # Heap bytes of a row that are fetched ahead.
+    HEAP_PREFETCHED = 512
 
 
 ctypedef struct Sink:
@@ -245,13 +248,18 @@ cdef class _Gather:
 
     cdef void prefetch_heaps(self) noexcept nogil:
         cdef int64_t i
-        cdef uint64_t heap
+        cdef int64_t last = self.records.layout.last_bound
+        cdef uint64_t heap, size
         cdef uint64_t base = <uint64_t><uintptr_t>self.records.mapping.base
         for i in range(self.rows):
             # An integer sum: the offset is not checked yet, and a prefetch may go
             # anywhere while a pointer may not.
-            heap = (<const uint64_t *>(self.heads[i] + RECORD_HEAP))[0]
-            prefetch(<const void *><uintptr_t>(base + heap))
+            heap = base + (<const uint64_t *>(self.heads[i] + RECORD_HEAP))[0]
+            size = (<const uint32_t *>(self.heads[i] + last))[0]
+            size = heap + min(size, <uint64_t>HEAP_PREFETCHED)
+            while heap < size:
+                prefetch(<const void *><uintptr_t>heap)
+                heap += 64
 
     cdef int finish_column(self, const Field *field, ColumnView *out) except -1 nogil:
         if field.kind == 0:
@@ -263,6 +271,8 @@ cdef class _Gather:
             self.texts(field, out)
         elif field.shape == LISTS:
             self.nested(field, out)
+        elif field.shape == LIST and field.scalar != STRING:
+            self.number_lists(field, out)
         else:
             self.lists(field, out)
         return 0
@@ -333,6 +343,36 @@ cdef class _Gather:
         p = read_run(p, end, field.scalar, values)
         if p != end or (field.shape == MAP and keys.count != values.count):
             _damaged()
+        return 0
+
+    cdef int number_lists(
+        self, const Field *field, ColumnView *out
+    ) except -1 nogil:
+        """Lists of numbers: each cell is looked at once, then copied."""
+        cdef Sink values
+        cdef Run *found = <Run *>self.arena.alloc(self.rows * sizeof(Run))
+        cdef int32_t *offsets = <int32_t *>self.arena.alloc((self.rows + 1) * 4)
+        cdef const char *p
+        cdef const char *end = NULL
+        cdef int64_t i
+        memset(&values, 0, sizeof(Sink))
+        values.scalar = field.scalar
+        for i in range(self.rows):
+            p = self.cell(field, i, &end)
+            if p == end:
+                found[i].count = found[i].size = 0
+                continue
+            if read_run(p, end, field.scalar, &found[i]) != end:
+                _damaged()
+            values.count += found[i].count
+            values.nulls |= found[i].valid != NULL
+        _open_sink(&values, self.arena)
+        offsets[0] = 0
+        for i in range(self.rows):
+            _put_run(&values, &found[i])
+            offsets[i + 1] = <int32_t>values.count
+        out.offsets = offsets
+        _close_sink(&values, &out.values)
         return 0
 
     cdef int lists(self, const Field *field, ColumnView *out) except -1 nogil:

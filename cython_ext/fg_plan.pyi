@@ -38,7 +38,12 @@ class CompiledPlan:
         details: object | None = None,
     ) -> int: ...
     def run(
-        self, columns: list[Column | None], rows: int, *, tile: bool
+        self,
+        columns: list[Column | None],
+        rows: int,
+        *,
+        tile: bool,
+        part: bytes | None = None,
     ) -> dict[str, NDArray[np.generic]]: ...
     def compute(self, columns: list[Column | None], rows: int) -> None: ...
     def values(

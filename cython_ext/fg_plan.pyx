@@ -45,6 +45,11 @@ cdef enum:
     TENSOR_SPARSE = 1
     TENSOR_DENSE = 2
 
+cdef enum:
+    # What a part says of a feature; 0: left out.
+    PART_READ = 1            # run, for others that read it
+    PART_EMITTED = 2
+
 ctypedef struct Emitted:
     # What becomes of one node's output.
     int32_t tensor
@@ -77,12 +82,18 @@ cdef cnp.ndarray _array(
 
 
 cdef int _run_nodes(
-    Call *call, Node **nodes, int64_t count, const Emitted *emitted, bint tile
+    Call *call, Node **nodes, int64_t count, const Emitted *emitted,
+    const char *part, bint tile
 ) except -1 nogil:
-    """Runs every feature in order, then repeats one-row outputs as asked."""
+    """Runs every feature in order, then repeats one-row outputs as asked.
+
+    ``part``: NULL, or 0 for each feature that is left out.
+    """
     cdef int64_t i
     cdef Output *out
     for i in range(count):
+        if part != NULL and not part[i]:
+            continue
         out = &call.outputs[i]
         out.head = call.head
         out.name = nodes[i].name
@@ -94,6 +105,8 @@ cdef int _run_nodes(
         if nodes[i].consumed:
             finish_views(out)
     for i in range(count):
+        if part != NULL and part[i] != PART_EMITTED:
+            continue
         out = &call.outputs[i]
         if emitted[i].tensor and out.rows != call.rows and not (
             tile and emitted[i].one_row
@@ -240,9 +253,10 @@ cdef class CompiledPlan:
         return 0
 
     cdef Output *_run(
-        self, Arena arena, list columns, int64_t rows, bint tile
+        self, Arena arena, list columns, int64_t rows, bint tile, bytes part=None
     ) except NULL:
         """The outputs of one run, in ``arena``."""
+        cdef const char *wanted = NULL
         cdef ColumnView *slots
         cdef Output *outputs
         cdef Column column
@@ -250,6 +264,9 @@ cdef class CompiledPlan:
         cdef int64_t i
         if len(columns) != self._slots or rows < 0:
             raise ValueError(f"{len(columns)} columns for {self._slots} slots")
+        if part is not None:
+            self._check_part(part)
+            wanted = part
         slots = <ColumnView *>arena.alloc(self._slots * sizeof(ColumnView))
         outputs = <Output *>arena.alloc(self._count * sizeof(Output))
         memset(outputs, 0, self._count * sizeof(Output))
@@ -272,20 +289,41 @@ cdef class CompiledPlan:
         call.outputs = outputs
         call.rows = rows
         with nogil:
-            _run_nodes(&call, self._nodes, self._count, self._emitted, tile)
+            _run_nodes(
+                &call, self._nodes, self._count, self._emitted, wanted, tile)
         return outputs
 
-    def run(self, list columns not None, int64_t rows, *, bint tile) -> dict:
+    cdef int _check_part(self, bytes part) except -1:
+        """SAFETY: what a feature reads must have been run."""
+        cdef int64_t i
+        cdef int32_t k
+        cdef Node *node
+        if len(part) != self._count:
+            raise ValueError(f"a part of {len(part)} of {self._count} features")
+        for i in range(self._count):
+            node = self._nodes[i]
+            for k in range(node.source_count if part[i] else 0):
+                if node.sources[k].origin == ORIGIN_NODE and (
+                    not part[node.sources[k].index]
+                ):
+                    raise ValueError(f"a part lacks what feature {i} reads")
+        return 0
+
+    def run(
+        self, list columns not None, int64_t rows, *, bint tile, bytes part=None
+    ) -> dict:
         """The tensors of all features, by name.
 
         ``columns``: one per slot, of one row or at least ``rows`` rows (the
         first ``rows`` count); None is a column of nulls. With ``tile``, features
-        marked ``one_row`` keep one row; all others get ``rows`` rows.
+        marked ``one_row`` keep one row; all others get ``rows`` rows. ``part``: a
+        byte per feature, 0 to leave it out, 1 to run it for others that read it,
+        2 to have its tensors too; by default all of them.
 
         :raises BadFeature: a cell that its feature cannot take
         """
         cdef Arena arena = Arena()
-        cdef Output *outputs = self._run(arena, columns, rows, tile)
+        cdef Output *outputs = self._run(arena, columns, rows, tile, part)
         cdef Output *o
         cdef Emitted *emitted
         cdef int64_t i
@@ -293,7 +331,9 @@ cdef class CompiledPlan:
         tensors = {}
         for i in range(self._count):
             emitted = &self._emitted[i]
-            if emitted.tensor == TENSOR_NONE:
+            if emitted.tensor == TENSOR_NONE or (
+                part is not None and part[i] != PART_EMITTED
+            ):
                 continue
             o = &outputs[i]
             names = self._names[i]

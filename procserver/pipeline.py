@@ -7,8 +7,9 @@ joins the sibling rooms is composed here: item features from the cache, the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -16,11 +17,15 @@ import numpy as np
 from cython_ext.column import Column, Kind, Shape, shape_of
 from procserver.errors import BadFeature, BadRequest, SourceError, TooLarge
 from procserver.fg import FeatureGenerator, SequenceJoin
+from procserver.fg.pregenerated import Pregenerated
+from procserver.fg.split import Part
 from procserver.itemcache.reader import CacheReader, Generation
 from procserver.model.runner import ModelRunner
 from procserver.wire import torch as torch_wire
 from procserver.wire import torchrec as torchrec_wire
 from procserver.wire.torchrec import TorchRecRequest
+
+log = logging.getLogger("procserver.pipeline")
 
 Columns = Mapping[str, Column]
 WARM_UP_ROWS = 100
@@ -36,7 +41,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class ItemRows:
-    """One request's rows: what FG reads and which items do not exist."""
+    """One request's rows: what FG reads and which items do not exist.
+
+    ``ready``: tensors that were generated when the cache was built; ``part``: the
+    features that are left to generate, None for all.
+    """
 
     user: Columns
     item: Columns
@@ -44,6 +53,8 @@ class ItemRows:
     rows: int
     missing: np.ndarray | None
     generation: int | None
+    part: Part | None = None
+    ready: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Pipeline(Protocol):
@@ -82,6 +93,7 @@ class RankingPipeline:
         self._tile = runner.package.input_tile != 0
         self._item_inputs = tuple(fg.item_inputs)
         self._joins = tuple(fg.sequence_joins)
+        self._split: tuple[Generation, Pregenerated | None] | None = None
 
     def predict(self, body: bytes | bytearray | memoryview) -> Reply:
         request = torchrec_wire.decode(body)
@@ -118,14 +130,18 @@ class RankingPipeline:
             for name, column in request.context.items()
         }
         missing = None
+        part: Part | None = None
+        ready: Mapping[str, np.ndarray] = {}
         if generation is not None:
             for join in self._joins:
                 _join_sequence(generation, join, user)
             if len(request.item_ids):
                 found = generation.lookup(request.item_ids)
+                part, ready = self._take_ready(generation, found, request.item)
+                inputs = self._item_inputs if part is None else part.item_inputs
                 wanted = [
                     name
-                    for name in self._item_inputs
+                    for name in inputs
                     if name in generation.schema and name not in item
                 ]
                 item.update(generation.gather(found, wanted))
@@ -138,7 +154,31 @@ class RankingPipeline:
             rows=rows,
             missing=missing,
             generation=None if generation is None else generation.number,
+            part=part,
+            ready=ready,
         )
+
+    def _take_ready(
+        self, generation: Generation, found: np.ndarray, given: Columns
+    ) -> tuple[Part | None, dict[str, np.ndarray]]:
+        """Tensors that were generated ahead, and the features that are left.
+
+        Features that read an item column which the request itself brings are
+        generated from it.
+        """
+        features = self._pregenerated(generation)
+        if features is None or generation.companion is None:
+            return None, {}
+        served = features.served(given.keys())
+        columns = generation.companion.gather(found, served.columns)
+        return served.part, served.tensors(found, columns)
+
+    def _pregenerated(self, generation: Generation) -> Pregenerated | None:
+        """The features that came with a generation; looked at once for each."""
+        split = self._split
+        if split is None or split[0] is not generation:
+            split = self._split = (generation, open_pregenerated(self._fg, generation))
+        return split[1]
 
     def _row_count(self, request: TorchRecRequest) -> int:
         if len(request.item_ids):
@@ -153,17 +193,26 @@ class RankingPipeline:
     def _score(self, gathered: ItemRows) -> dict[str, np.ndarray]:
         if gathered.rows == 0:
             return dict(self._runner.empty_outputs)
+        outputs = self._runner.run(self.generate(gathered))
+        if gathered.missing is not None and gathered.missing.any():
+            return self._with_empty_scores(outputs, gathered.missing)
+        return outputs
+
+    def generate(self, gathered: ItemRows) -> dict[str, np.ndarray]:
+        """The model's input tensors, whether generated now or ahead.
+
+        :raises BadFeature: for a cell that its feature cannot take
+        """
         tensors = self._fg.generate(
             gathered.user,
             gathered.item,
             gathered.context,
             gathered.rows,
             tile=self._tile,
+            part=gathered.part,
         )
-        outputs = self._runner.run(tensors)
-        if gathered.missing is not None and gathered.missing.any():
-            return self._with_empty_scores(outputs, gathered.missing)
-        return outputs
+        tensors.update(gathered.ready)
+        return tensors
 
     def _with_empty_scores(
         self, outputs: Mapping[str, np.ndarray], missing: np.ndarray
@@ -178,6 +227,8 @@ class RankingPipeline:
         return scored
 
     def warm_up(self) -> None:
+        if self._cache is not None:
+            self._pregenerated(self._cache.current())
         for _ in range(2):
             for rows in (WARM_UP_ROWS, 1):
                 tensors = self._fg.generate({}, {}, {}, rows, tile=self._tile)
@@ -191,6 +242,32 @@ class RankingPipeline:
             "context_features": list(self._fg.context_inputs),
             "outputs": list(self._runner.output_names),
         }
+
+
+def open_pregenerated(
+    fg: FeatureGenerator, generation: Generation
+) -> Pregenerated | None:
+    """What the companion of a generation holds; None: every feature is generated."""
+    if generation.companion is None:
+        return None
+    nowhere = np.array([-1], dtype=np.int64)
+    try:
+        features = Pregenerated(
+            fg,
+            generation.companion.schema,
+            generation.schema,
+            lambda names: generation.gather(nowhere, names),
+        )
+    except BadFeature as error:
+        log.warning("generation %d, features ahead: %s", generation.number, error)
+        return None
+    log.info(
+        "generation %d: %d of %d features are taken from the cache",
+        generation.number,
+        len(features.features),
+        sum(feature.emitted for feature in fg.plan.features),
+    )
+    return features
 
 
 class BypassPipeline:

@@ -19,6 +19,7 @@ from procserver.fg.dump import dump_rows
 from procserver.fg.parts import Parts
 from procserver.fg.plan import Plan, build_plan
 from procserver.fg.spec import FgSpec, read_spec
+from procserver.fg.split import Part, digest_of
 
 # NOTE: workers make no use of Arrow and must not import it: it starts a thread.
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class FeatureGenerator:
             logger.warning("a file for RTP belongs to a model trained with FarmHash")
         self.threads = threads
         self.farm_hash = farm_hash
+        self._source = (fg_json, asset_dir)
         self.spec: FgSpec = read_spec(fg_json, asset_dir, rtp=rtp)
         self.plan: Plan = build_plan(self.spec)
         if bucketize_only:
@@ -122,6 +124,7 @@ class FeatureGenerator:
         rows: int,
         *,
         tile: bool,
+        part: Part | None = None,
     ) -> Tensors:
         """The tensors of one request of ``rows`` items (spec section 13).
 
@@ -129,7 +132,8 @@ class FeatureGenerator:
         least ``rows``, of which the first ``rows`` count. A missing column is one
         of nulls. With ``tile``, user-side features keep one row and the
         zero-dimensional int64 tensor ``batch_size`` is added; otherwise every
-        feature has ``rows`` rows.
+        feature has ``rows`` rows. Of a ``part`` only the tensors of its features
+        are made.
 
         :raises BadFeature: wrong number of rows, or a cell of a type or size that
             its feature cannot take
@@ -141,7 +145,8 @@ class FeatureGenerator:
             if side == 0 and column is not None and len(column) != 1:
                 raise BadFeature(f"user feature {name!r} has {len(column)} rows, not 1")
             columns.append(column)
-        tensors = self._run(columns, rows, tile=tile)
+        mask = None if part is None else part.mask
+        tensors = self._run(columns, rows, tile=tile, mask=mask)
         if tile:
             tensors["batch_size"] = np.array(rows, dtype=np.int64)
         return tensors
@@ -161,10 +166,17 @@ class FeatureGenerator:
         bound, rows = self._bind_arrow(columns)
         return self._run(bound, rows, tile=self.for_parser and not repeat)
 
-    def _run(self, columns: list[Column | None], rows: int, *, tile: bool) -> Tensors:
-        if self._parts is not None and self._parts.pays(rows):
-            return self._parts.run(columns, rows, tile=tile)
-        return self.compiled.run(columns, rows, tile=tile)
+    def _run(
+        self,
+        columns: list[Column | None],
+        rows: int,
+        *,
+        tile: bool,
+        mask: bytes | None = None,
+    ) -> Tensors:
+        if self._parts is not None and self._parts.pays(rows, mask):
+            return self._parts.run(columns, rows, tile=tile, mask=mask)
+        return self.compiled.run(columns, rows, tile=tile, part=mask)
 
     def default_row(self) -> dict[str, NDArray[np.generic]]:
         """Each feature's values for an all-null row of no type: its padding.
@@ -228,6 +240,12 @@ class FeatureGenerator:
         return dump_rows(self.plan, tensors)
 
     # ------------------------------------------------------------- describing
+
+    @cached_property
+    def digest(self) -> str:
+        """What values depend on: ``fg.json``, its files, hash, kernels."""
+        fg_json, asset_dir = self._source
+        return digest_of(fg_json, asset_dir, farm_hash=self.farm_hash)
 
     @property
     def inputs(self) -> tuple[str, ...]:

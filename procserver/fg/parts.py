@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,31 +33,43 @@ class Parts:
     def __init__(
         self, plan: Plan, threads: int, *, farm_hash: bool, for_parser: bool
     ) -> None:
+        numbers = {one.spec.name: i for i, one in enumerate(plan.features)}
+        # Compiled, and the numbers of its slots and features in the whole plan.
         self._parts = [
             (
                 compile_plan(part, farm_hash=farm_hash, for_parser=for_parser),
                 [plan.slots.index(slot) for slot in part.slots],
+                [numbers[one.spec.name] for one in part.features],
             )
             for part in split(plan, threads)
         ]
-        self._cost = sum(map(_cost, plan.features))
+        self._costs = [_cost(one) for one in plan.features]
         self._order = [one.spec.name for one in plan.features if one.emitted]
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
-    def pays(self, rows: int) -> bool:
+    def pays(self, rows: int, mask: bytes | None = None) -> bool:
         """Whether a run of ``rows`` rows is large enough to share."""
-        return len(self._parts) > 1 and rows * self._cost >= (
+        costs = self._costs if mask is None else compress(self._costs, mask)
+        return len(self._parts) > 1 and rows * sum(costs) >= (
             VALUES_PER_THREAD * len(self._parts)
         )
 
     def run(
-        self, columns: Sequence[Column | None], rows: int, *, tile: bool
+        self,
+        columns: Sequence[Column | None],
+        rows: int,
+        *,
+        tile: bool,
+        mask: bytes | None = None,
     ) -> Tensors:
-        """As :meth:`CompiledPlan.run` of the whole plan."""
+        """As :meth:`CompiledPlan.run` of the whole plan; ``mask`` is its ``part``."""
 
-        def run_part(part: tuple[CompiledPlan, list[int]]) -> Tensors:
-            compiled, slots = part
-            return compiled.run([columns[slot] for slot in slots], rows, tile=tile)
+        def run_part(part: tuple[CompiledPlan, list[int], list[int]]) -> Tensors:
+            compiled, slots, features = part
+            wanted = None if mask is None else bytes(mask[one] for one in features)
+            return compiled.run(
+                [columns[slot] for slot in slots], rows, tile=tile, part=wanted
+            )
 
         first, *others = self._parts
         futures = [self._threads().submit(run_part, part) for part in others]

@@ -67,6 +67,10 @@ class ControlSegment:
         """Name of the segment of a generation."""
         return f"{self.name.removesuffix(segment.CONTROL)}{number}"
 
+    def companion_name(self, number: int, digest: str) -> str:
+        """Name of the companion that ``digest`` made of a generation."""
+        return f"{self.generation_name(number)}-{digest[: layout.DIGEST_DIGITS]}"
+
     def state(self, table: int = 0) -> tuple[int, int]:
         """(generation, delta count) of a table, read in one; (0, 0): none yet."""
         return layout.unpack_state(self._mapping.load(layout.state_offset(table)))
@@ -82,17 +86,32 @@ class ControlSegment:
     def sweep(self) -> int:
         """Unlinks what no state names: builds that died, late unlinks.
 
-        Writer only, and not while a build runs. Foreign segments under our names
-        stay. Returns how many went.
+        Writer only, and not while a build runs. Companions go with their generation,
+        or if they were not completed. Foreign segments under our names stay. Returns
+        how many went.
         """
         current = {self.state(table)[0] for table in range(layout.TABLES)}
         keep = {self.generation_name(number) for number in current} | {self.name}
         return sum(
-            segment.unlink(name)
+            self._unlink_own(name)
             for name in segment.list_segments(self.generation_name(0)[:-1])
             if name not in keep
-            and segment.recorded_owner(name) in (self.owner, Owner(self.owner.pid, 0))
+            and (segment.base_name(name) not in keep or not segment.is_sealed(name))
         )
+
+    def unlink_generation(self, number: int) -> None:
+        """Removes a generation that is not current any more, and its companions.
+
+        Readers keep what they have mapped.
+        """
+        name = self.generation_name(number)
+        segment.unlink(name)
+        for companion in segment.list_segments(f"{name}-"):
+            self._unlink_own(companion)
+
+    def _unlink_own(self, name: str) -> bool:
+        owners = (self.owner, Owner(self.owner.pid, 0))
+        return segment.recorded_owner(name) in owners and segment.unlink(name)
 
     def unlink(self) -> None:
         """Removes the control segment and every generation of its owner.

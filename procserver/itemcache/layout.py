@@ -64,6 +64,18 @@ Record, 8-byte aligned, at block[row >> shift] + (row & mask) * record size::
                   from the row's heap bytes; a cell starts where the one before ends
          .     -  bits: 0 = id is text, 1 + i = column i is null; padded to 8
 
+Companion segment, ``/procserver.<service>.<ownerpid>.<generation>-<digest>``: what
+was generated ahead from a generation, by whomever a digest stands for (its first
+12 digits are in the name). Sealed before the generation is published, or later;
+unlinked with it. Laid out like a generation segment, but for:
+
+    flags       3 = sealed, companion
+    generation  the number of the generation; owner, table and rows are the same too
+    items       rows
+    index       none: offset and slots are 0
+    schema      {"key": "", "columns": [[name, kind], ...], "digest": digest}
+    record      row r belongs to the generation's row r; its item id is r
+
 A row's heap bytes are the id's text (if it is no integer) and the variable cells
 in column order; how a cell is written is told in cython_ext/cache_pack.pyx. The
 offsets inside a record are computed by ``cython_ext.cache_records.RecordLayout``.
@@ -96,6 +108,8 @@ HEAD = struct.Struct("<8sIIQQIIQQQIIQQQQQQQQ")
 HEAD_CHECKSUM = HEAD.size
 HEAD_BYTES = 256
 SEALED = 1
+COMPANION = 2
+DIGEST_DIGITS = 12
 ALIGNMENT = 64
 BLOCK_SHIFT = 14
 # NOTE: two thirds full. A hit then takes 2 probes and a miss 5 on average, for
@@ -242,24 +256,26 @@ class Header:
         return cls(*fields)
 
 
-def pack_schema(key: str, schema: dict[str, Kind]) -> bytes:
-    """The schema section."""
-    columns = [[name, int(kind)] for name, kind in schema.items()]
-    return json.dumps(
-        {"key": key, "columns": columns}, ensure_ascii=False, separators=(",", ":")
-    ).encode()
+def pack_schema(key: str, schema: dict[str, Kind], digest: str = "") -> bytes:
+    """The schema section; ``digest`` is for companions."""
+    tree: dict[str, object] = {
+        "key": key,
+        "columns": [[name, int(kind)] for name, kind in schema.items()],
+    }
+    if digest:
+        tree["digest"] = digest
+    return json.dumps(tree, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def unpack_schema(data: bytes) -> tuple[str, dict[str, Kind]]:
-    """Key column and schema.
+def unpack_schema(data: bytes) -> tuple[str, dict[str, Kind], str]:
+    """Key column, schema, and the digest of a companion.
 
     :raises SourceError: if the section is not what :func:`pack_schema` writes
     """
     try:
         tree = json.loads(data)
-        return str(tree["key"]), {
-            str(name): KINDS[kind] for name, kind in tree["columns"]
-        }
+        columns = {str(name): KINDS[kind] for name, kind in tree["columns"]}
+        return str(tree["key"]), columns, str(tree.get("digest", ""))
     except (ValueError, LookupError, TypeError) as error:
         raise SourceError("the schema of the item cache generation is damaged") from (
             error

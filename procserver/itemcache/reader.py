@@ -1,5 +1,6 @@
 """What workers read: the current generation, lookups and gathers."""
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from procserver.errors import SourceError
 from procserver.itemcache import layout, segment
 from procserver.itemcache.control import ControlSegment
 
+logger = logging.getLogger(__name__)
+
 # A name that is gone was replaced between the load of its number and the open;
 # each further try needs another publication in that instant.
 TRIES = 32
@@ -25,27 +28,15 @@ TRIES = 32
 RETRY = 1.0
 
 
-class Generation:
-    """One immutable state of an item table.
+class _Rows:
+    """The records of a sealed segment."""
 
-    Keeps its map for as long as it is referenced, also after the writer has
-    unlinked the segment. All methods are safe from several threads at once.
-
-    Attributes: ``number`` (grows with every publication), ``schema`` (column name
-    to kind), ``key`` (name of the id column), ``row_count`` (records; row numbers
-    are below it), ``item_count`` (distinct ids), ``nbytes``, ``built_at`` (seconds
-    since 1970), ``table``.
-
-    :raises SourceError: if the segment is foreign, damaged, unsealed, of another
-        layout, or has lost bytes since it was written
-    """
-
-    def __init__(self, mapping: Mapping) -> None:
+    def __init__(self, mapping: Mapping, flags: int) -> None:
         with memoryview(mapping) as view:
             header = layout.Header.unpack(view[: layout.HEAD_BYTES].tobytes())
             start, size = header.schema_offset, header.schema_size
             section = view[start : start + size].tobytes()
-        if header.flags != layout.SEALED:
+        if header.flags != flags:
             raise SourceError(f"generation {header.generation} is not complete")
         if header.size != len(mapping):
             raise SourceError(
@@ -54,7 +45,7 @@ class Generation:
             )
         if xxh64(section) != header.schema_hash:
             raise SourceError(f"generation {header.generation}: schema is damaged")
-        self.key, self.schema = layout.unpack_schema(section)
+        self.key, self.schema, self.digest = layout.unpack_schema(section)
         record = layout.record_layout(self.schema)
         if record.stride != header.record_size:
             raise SourceError(f"generation {header.generation}: records do not fit")
@@ -62,7 +53,6 @@ class Generation:
             self._records = Records(
                 mapping, record, header.rows, header.block_shift, header.directory
             )
-            self._index = ItemIndex(self._records, header.index, header.index_slots)
         except (ValueError, OverflowError) as error:
             raise SourceError(f"generation {header.generation}: {error}") from error
         self._columns = {name: i for i, name in enumerate(self.schema)}
@@ -70,19 +60,7 @@ class Generation:
         self.number = header.generation
         self.table = header.table
         self.row_count = header.rows
-        self.item_count = header.items
         self.nbytes = header.size
-        self.built_at = header.built_at / 1e9
-
-    def lookup(self, ids: Column) -> NDArray[np.int64]:
-        """Row numbers of item ids, -1 where an id is null or unknown.
-
-        ``ids`` is STRING, INT32 or INT64; the text of an integer and the integer
-        are one id ("0123" and "+1" are texts like any other).
-
-        :raises TypeError: for any other kind
-        """
-        return self._index.lookup(ids)
 
     def gather(
         self, rows: NDArray[np.int64], names: Sequence[str]
@@ -97,6 +75,67 @@ class Generation:
         numbers = [self._columns[name] for name in names]
         return dict(zip(names, gather(self._records, rows, numbers), strict=True))
 
+    def verify(self) -> None:
+        """Reads every byte and compares the checksum (about 10 GB/s).
+
+        :raises SourceError: if the segment is not what was sealed
+        """
+        with memoryview(self._records.mapping) as view:
+            body = xxh64(view[layout.HEAD_BYTES :])
+        if body != self.header.body_hash:
+            raise SourceError(f"generation {self.number}: body is damaged")
+
+
+class Generation(_Rows):
+    """One immutable state of an item table.
+
+    Keeps its map for as long as it is referenced, also after the writer has
+    unlinked the segment. All methods are safe from several threads at once.
+
+    Attributes: ``number`` (grows with every publication), ``schema`` (column name
+    to kind), ``key`` (name of the id column), ``row_count`` (records; row numbers
+    are below it), ``item_count`` (distinct ids), ``nbytes``, ``built_at`` (seconds
+    since 1970), ``table``, ``companion`` (what was generated ahead, if there is any).
+
+    :raises SourceError: if the segment is foreign, damaged, unsealed, of another
+        layout, or has lost bytes since it was written
+    """
+
+    def __init__(self, mapping: Mapping) -> None:
+        super().__init__(mapping, layout.SEALED)
+        header = self.header
+        try:
+            self._index = ItemIndex(self._records, header.index, header.index_slots)
+        except (ValueError, OverflowError) as error:
+            raise SourceError(f"generation {header.generation}: {error}") from error
+        self.companion: Companion | None = None
+        self.item_count = header.items
+        self.built_at = header.built_at / 1e9
+
+    def attach_companion(self, mapping: Mapping, digest: str) -> None:
+        """Takes the segment in ``mapping`` for :attr:`companion`.
+
+        :raises SourceError: if it is not what ``digest`` made of this generation
+        """
+        companion = Companion(mapping)
+        mine, its = self.header, companion.header
+        if companion.digest != digest or (
+            (mine.owner, mine.generation, mine.table, mine.rows)
+            != (its.owner, its.generation, its.table, its.rows)
+        ):
+            raise SourceError(f"generation {self.number}: a foreign companion")
+        self.companion = companion
+
+    def lookup(self, ids: Column) -> NDArray[np.int64]:
+        """Row numbers of item ids, -1 where an id is null or unknown.
+
+        ``ids`` is STRING, INT32 or INT64; the text of an integer and the integer
+        are one id ("0123" and "+1" are texts like any other).
+
+        :raises TypeError: for any other kind
+        """
+        return self._index.lookup(ids)
+
     def get(self, item_id: str | int) -> dict[str, Any] | None:
         """One item as Python objects, for humans; None: unknown."""
         row = self._index.find(str(item_id).encode("utf-8", "surrogateescape"))
@@ -109,27 +148,34 @@ class Generation:
         """The id of a row, an integer wherever its text is a decimal one."""
         return self._records.id_of(row)
 
-    def verify(self) -> None:
-        """Reads every byte and compares the checksum (about 10 GB/s).
 
-        :raises SourceError: if the segment is not what was sealed
-        """
-        with memoryview(self._records.mapping) as view:
-            body = xxh64(view[layout.HEAD_BYTES :])
-        if body != self.header.body_hash:
-            raise SourceError(f"generation {self.number}: body is damaged")
+class Companion(_Rows):
+    """What was generated ahead from a generation; its rows have the same numbers.
+
+    Attributes: ``digest`` (of what generated it), ``schema``, ``row_count``,
+    ``nbytes``, ``number`` and ``table`` (of its generation).
+
+    :raises SourceError: as for a :class:`Generation`
+    """
+
+    def __init__(self, mapping: Mapping) -> None:
+        super().__init__(mapping, layout.SEALED | layout.COMPANION)
 
 
 class CacheReader:
     """Follows one item table of a control segment.
 
     ``error`` tells why the published generation could not be attached while an
-    older one is served in its place; None is the rule.
+    older one is served in its place; None is the rule. With ``digest``, each
+    generation comes with the companion of that digest, if it has a sound one.
 
     :raises SourceError: if there is no such control segment
     """
 
-    def __init__(self, control_name: str, *, table: int = 0) -> None:
+    def __init__(
+        self, control_name: str, *, table: int = 0, digest: str | None = None
+    ) -> None:
+        self._digest = digest
         self._control = ControlSegment.open(control_name)
         self._table = table
         self._lock = threading.Lock()
@@ -183,5 +229,18 @@ class CacheReader:
                 generation.number != number
             ):
                 raise SourceError(f"generation {number} belongs to another service")
+            self._attach_companion(generation)
             return generation
         raise SourceError(f"generation {number} of the item cache is gone")
+
+    def _attach_companion(self, generation: Generation) -> None:
+        """Everything works without it, only slower."""
+        if self._digest is None:
+            return
+        name = self._control.companion_name(generation.number, self._digest)
+        try:
+            generation.attach_companion(segment.attach(name), self._digest)
+        except FileNotFoundError:
+            return
+        except SourceError as error:
+            logger.warning("%s is not used: %s", name, error)

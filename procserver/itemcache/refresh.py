@@ -6,10 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from procserver.errors import ProcserverError, SourceError
+from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.control import ControlSegment
-from procserver.itemcache.segment import reclaim
+from procserver.itemcache.reader import Generation
+from procserver.itemcache.segment import attach, reclaim
 from procserver.itemcache.sources import ItemSource
 from procserver.itemcache.writer import GenerationWriter
 
@@ -24,19 +27,34 @@ PARENT_CHECK = 1.0
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did; ``skipped`` counts rows left out, by reason."""
+    """What a build did; ``skipped`` counts rows left out, by reason.
+
+    ``pregenerated``: features generated ahead, which took ``companion_bytes`` and
+    ``companion_seconds``; ``companion_problem`` tells why there are none.
+    """
 
     generation: int
     rows: int
     bytes: int
     seconds: float
     skipped: dict[str, int]
+    pregenerated: int = 0
+    companion_bytes: int = 0
+    companion_seconds: float = 0.0
+    companion_problem: str = ""
 
 
 def build(
-    source: ItemSource, control: ControlSegment, *, table: int = 0
+    source: ItemSource,
+    control: ControlSegment,
+    *,
+    table: int = 0,
+    companion: CompanionMaker | None = None,
 ) -> BuildReport:
     """Builds a generation from everything in ``source`` and publishes it.
+
+    What ``companion`` makes of it is published with it; if that fails, the
+    generation goes without.
 
     On failure nothing changes for readers and no segment is left. What an earlier
     build left when it was killed is removed first. pyarrow starts its threads
@@ -53,6 +71,8 @@ def build(
     ) as writer:
         for batch in batches:
             writer.append(batch)
+        writer.seal()
+        made = _make_companion(writer, control, companion)
         number = writer.publish()
         skipped = Counter(writer.skipped)
     skipped.update(source.skipped)
@@ -62,7 +82,27 @@ def build(
         bytes=writer.nbytes,
         seconds=time.monotonic() - began,
         skipped={reason: count for reason, count in skipped.items() if count},
+        **made,
     )
+
+
+def _make_companion(
+    writer: GenerationWriter, control: ControlSegment, maker: CompanionMaker | None
+) -> dict[str, Any]:
+    """The fields of the report about the companion."""
+    if maker is None:
+        return {}
+    began = time.monotonic()
+    try:
+        made = make_companion(Generation(attach(writer.name)), control, maker)
+    except Exception as error:
+        # Whatever it is (no memory, a plug-in's error): items can be served.
+        return {"companion_problem": f"{type(error).__name__}: {error}"}
+    return {
+        "pregenerated": made.features,
+        "companion_bytes": made.bytes,
+        "companion_seconds": time.monotonic() - began,
+    }
 
 
 def run(
@@ -73,6 +113,7 @@ def run(
     *,
     parent: int | None = None,
     table: int = 0,
+    companion: CompanionMaker | None = None,
 ) -> None:
     """The main loop of the refresher process; returns when it shall end.
 
@@ -87,7 +128,9 @@ def run(
         due = True
         while True:
             if due:
-                source = _build_once(source, open_source, control, report, table)
+                source = _build_once(
+                    source, open_source, control, report, table, companion
+                )
             waiting = _commands(commands, parent)
             if not waiting or STOP in waiting:
                 return
@@ -103,11 +146,12 @@ def _build_once(
     control: ControlSegment,
     report: Callable[[BuildReport | ProcserverError], None],
     table: int,
+    companion: CompanionMaker | None,
 ) -> ItemSource | None:
     """Builds and reports; opens the source where that has not worked yet."""
     try:
         source = source or open_source()
-        report(build(source, control, table=table))
+        report(build(source, control, table=table, companion=companion))
     except ProcserverError as error:
         report(error)
     except Exception as error:

@@ -22,6 +22,7 @@ from procserver.itemcache.layout import (
     CONTROL_MAGIC,
     HEAD_BYTES,
     MAGIC,
+    SEALED,
     Header,
     Owner,
     unpack_control,
@@ -75,6 +76,13 @@ def clean_service(service: str) -> str:
 def segment_name(service: str, owner: Owner, part: int | str) -> str:
     """``/procserver.<service>.<ownerpid>.<generation or "control">``."""
     return f"/{PREFIX}{clean_service(service)}.{owner.pid}.{part}"
+
+
+def base_name(name: str) -> str:
+    """The generation that a companion belongs to, by their names."""
+    # NOTE: a service's name may hold a dash too, but no dot.
+    start, dot, part = name.rpartition(".")
+    return start + dot + part.partition("-")[0]
 
 
 def list_segments(prefix: str) -> list[str]:
@@ -175,6 +183,15 @@ def recorded_owner(name: str) -> Owner | None:
     except SourceError:
         return None
     return None
+
+
+def is_sealed(name: str) -> bool:
+    """Whether a generation or companion was completed."""
+    try:
+        with (SHM / name.removeprefix("/")).open("rb") as file:
+            return bool(Header.unpack(file.read(HEAD_BYTES)).flags & SEALED)
+    except (OSError, SourceError):
+        return False
 
 
 def dead_segments(prefix: str) -> Iterator[str]:

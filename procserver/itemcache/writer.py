@@ -17,6 +17,7 @@ from cython_ext.xxh64 import xxh64
 from procserver.errors import SourceError
 from procserver.itemcache import layout, segment
 from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.reader import Generation
 
 # How often a taken name is passed over before the build is given up.
 TRIES = 16
@@ -82,7 +83,8 @@ class GenerationWriter:
         self._pending: list[tuple[RowPacker, int, int]] = []
         self._pending_rows = 0
         self._pending_heap = 0
-        self._published = False
+        self._keep = False
+        self._sealed = False
         self.number, self.name, self._fd = self._create()
         try:
             self._start()
@@ -102,8 +104,7 @@ class GenerationWriter:
         raise SourceError(f"shared memory {name} and {TRIES - 1} before it are taken")
 
     def _start(self) -> None:
-        section = layout.pack_schema(self._key, self._schema)
-        self._section = section
+        section = self._section = self._schema_section()
         self._end = layout.HEAD_BYTES + len(section)
         segment.allocate(self._fd, 0, self._end)
         self._mapping = Mapping(self._fd, self._end, writable=True)
@@ -111,6 +112,9 @@ class GenerationWriter:
         # known for ours; its flags say that it is not sealed.
         self._write(0, self._header(flags=0).pack())
         self._write(layout.HEAD_BYTES, section)
+
+    def _schema_section(self) -> bytes:
+        return layout.pack_schema(self._key, self._schema)
 
     def _write(self, offset: int, data: bytes) -> None:
         with memoryview(self._mapping) as view:
@@ -138,13 +142,15 @@ class GenerationWriter:
         names = batch.schema.names
         if self._key not in names:
             raise SourceError(f"key column {self._key!r} is missing")
-        packer = self._packer(batch, names)
+        self._append(self._packer(batch, names), batch.num_rows)
+
+    def _append(self, packer: RowPacker, rows: int) -> None:
         self.skipped["null_key"] += packer.null_keys
         self.skipped["long_key"] += packer.long_keys
         self.skipped["huge_row"] += packer.huge_rows
         start = 0
         block = 1 << layout.BLOCK_SHIFT
-        while start < batch.num_rows:
+        while start < rows:
             stop, kept, heap = packer.measure(start, block - self._pending_rows)
             self._pending.append((packer, start, stop))
             self._pending_rows += kept
@@ -187,29 +193,33 @@ class GenerationWriter:
 
     def seal(self) -> None:
         """Adds directory, index and checksums; nothing can be appended after it."""
+        if self._sealed:
+            return
         self._flush()
         directory = layout.aligned(self._end)
-        index = layout.aligned(directory + 8 * len(self._blocks))
-        self._grow(index + layout.index_bytes(self.rows))
+        self._grow(directory + 8 * len(self._blocks))
         self._write(directory, b"".join(b.to_bytes(8, "little") for b in self._blocks))
-        records = Records(
-            self._mapping, self._layout, self.rows, layout.BLOCK_SHIFT, directory
-        )
-        slots = layout.index_slots(self.rows)
-        duplicates = ItemIndex(records, index, slots).fill()
-        self.skipped["duplicate_key"] += duplicates
-        self.items = self.rows - duplicates
+        fields = self._finish(directory)
         with memoryview(self._mapping) as view:
             body = xxh64(view[layout.HEAD_BYTES :])
         header = self._header(
-            flags=layout.SEALED,
-            items=self.items,
-            directory=directory,
-            index=index,
-            index_slots=slots,
-            body_hash=body,
+            items=self.items, directory=directory, body_hash=body, **fields
         )
         self._write(0, header.pack())
+        self._sealed = True
+
+    def _finish(self, directory: int) -> dict[str, int]:
+        """Adds the index; the header's fields about it."""
+        index = layout.aligned(self._end)
+        slots = layout.index_slots(self.rows)
+        self._grow(index + layout.index_bytes(self.rows))
+        records = Records(
+            self._mapping, self._layout, self.rows, layout.BLOCK_SHIFT, directory
+        )
+        duplicates = ItemIndex(records, index, slots).fill()
+        self.skipped["duplicate_key"] += duplicates
+        self.items = self.rows - duplicates
+        return {"flags": layout.SEALED, "index": index, "index_slots": slots}
 
     def _header(self, **fields: int) -> layout.Header:
         known: dict[str, Any] = {"items": 0, "directory": 0, "index": 0} | {
@@ -240,19 +250,25 @@ class GenerationWriter:
         self.seal()
         before, _ = self._control.state(self._table)
         self._control.publish(self.number, self._table)
-        self._published = True
+        self._keep = True
         if before:
-            segment.unlink(self._control.generation_name(before))
+            self._control.unlink_generation(before)
         return self.number
 
     def close(self) -> None:
-        """Lets go of the segment; removes it unless it has been published."""
+        """Lets go of the segment; removes it unless it has been published.
+
+        Its companions go with it.
+        """
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
             self._pending.clear()
-            if not self._published:
-                segment.unlink(self.name)
+            if not self._keep:
+                self._remove()
+
+    def _remove(self) -> None:
+        self._control.unlink_generation(self.number)
 
     def __enter__(self) -> Self:
         return self
@@ -264,6 +280,75 @@ class GenerationWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class CompanionWriter(GenerationWriter):
+    """Builds the companion of a sealed generation: no index, no publication.
+
+    Rows are those of the generation in their order. Leaving the ``with`` block
+    before :meth:`keep` removes the segment.
+
+    :raises SourceError: if there is such a companion, or shared memory does not
+        suffice
+    """
+
+    def __init__(
+        self,
+        control: ControlSegment,
+        generation: Generation,
+        digest: str,
+        schema: dict[str, Kind],
+    ) -> None:
+        self._generation = generation
+        self._digest = digest
+        super().__init__(
+            control,
+            "",
+            schema,
+            table=generation.table,
+            expected_rows=generation.row_count,
+        )
+
+    def _create(self) -> tuple[int, str, int]:
+        number = self._generation.number
+        name = self._control.companion_name(number, self._digest)
+        try:
+            return number, name, segment.create(name)
+        except FileExistsError as error:
+            raise SourceError(f"shared memory {name} exists already") from error
+
+    def _schema_section(self) -> bytes:
+        return layout.pack_schema("", self._schema, self._digest)
+
+    def append_columns(self, columns: dict[str, Column]) -> None:
+        """Adds rows; ``columns`` are those of the schema, equally long."""
+        cells = [columns[name] for name in self._schema]
+        rows = len(cells[0]) if cells else 0
+        start = self.rows + self._pending_rows
+        numbers = pa.array(range(start, start + rows), pa.int64())
+        packer = RowPacker(self._layout, Column.from_arrow(numbers), cells)
+        self._append(packer, rows)
+
+    def _finish(self, directory: int) -> dict[str, int]:
+        if self.rows != self._generation.row_count:
+            raise SourceError(
+                f"the companion has {self.rows} rows, its generation"
+                f" {self._generation.row_count}"
+            )
+        self.items = self.rows
+        return {"flags": layout.SEALED | layout.COMPANION}
+
+    def keep(self) -> None:
+        """Seals it; it lives as long as its generation."""
+        self.seal()
+        self._keep = True
+
+    def publish(self) -> int:
+        """Not for companions: the generation is what is published."""
+        raise TypeError("a companion is not published")
+
+    def _remove(self) -> None:
+        segment.unlink(self.name)
 
 
 def _column(name: str, kind: Kind | None, array: pa.Array) -> Column:

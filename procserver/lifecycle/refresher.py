@@ -32,6 +32,7 @@ class Refresher:
     """Owns the control segment and the child that writes generations."""
 
     def __init__(self, service: ServiceConfig, source: SourceConfig) -> None:
+        self._service = service
         self._source = source
         self._control = ControlSegment.create(service.name)
         self.control_name = self._control.name
@@ -53,6 +54,7 @@ class Refresher:
             try:
                 os.close(self._commands)
                 _run_child(
+                    self._service,
                     self._source,
                     self._control,
                     reports.in_child(),
@@ -128,8 +130,28 @@ class Refresher:
                 message["seconds"],
                 "".join(f", {n} {why}" for why, n in message["skipped"].items()),
             )
+            _log_companion(message)
+        elif message["event"] == "plain":
+            log.warning("no features are generated ahead: %s", message["reason"])
         else:
             log.error("item cache build failed: %s", message["reason"])
+
+
+def _log_companion(message: Message) -> None:
+    if message["companion_problem"]:
+        log.warning(
+            "item cache generation %d: no features are generated ahead: %s",
+            message["generation"],
+            message["companion_problem"],
+        )
+    elif message["pregenerated"]:
+        log.info(
+            "item cache generation %d: %d features generated ahead, %.1f MB in %.2f s",
+            message["generation"],
+            message["pregenerated"],
+            message["companion_bytes"] / 1e6,
+            message["companion_seconds"],
+        )
 
 
 def _without_credentials(text: str) -> str:
@@ -138,6 +160,7 @@ def _without_credentials(text: str) -> str:
 
 
 def _run_child(
+    service: ServiceConfig,
     source: SourceConfig,
     control: ControlSegment,
     reporter: Reporter,
@@ -153,6 +176,7 @@ def _run_child(
     # NOTE: these import pyarrow, which starts threads: never in the master.
     from procserver.itemcache.refresh import BuildReport, run
     from procserver.itemcache.sources import open_source
+    from procserver.lifecycle.companion import open_maker
 
     def report(outcome: BuildReport | ProcserverError) -> None:
         if isinstance(outcome, BuildReport):
@@ -161,4 +185,17 @@ def _run_child(
         else:
             reporter.send("failed", reason=_without_credentials(str(outcome)))
 
-    run(lambda: open_source(source), control, report, commands, parent=parent)
+    try:
+        maker = open_maker(service)
+    except ProcserverError as error:
+        # The workers will refuse this export themselves, if need be.
+        maker = None
+        reporter.send("plain", reason=_without_credentials(str(error)))
+    run(
+        lambda: open_source(source),
+        control,
+        report,
+        commands,
+        parent=parent,
+        companion=maker,
+    )

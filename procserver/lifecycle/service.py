@@ -63,7 +63,9 @@ def _pipeline(
         threads=service.model.fg_threads,
         farm_hash=service.envs.farm_hash,
     )
-    cache = None if control_name is None else CacheReader(control_name)
+    cache = None
+    if control_name is not None:
+        cache = CacheReader(control_name, digest=fg.digest)
     if cache is not None:
         known = cache.current().schema
         for name in fg.item_inputs:

@@ -168,7 +168,10 @@ def test_states() -> None:
 
 def test_schema_section() -> None:
     schema = {'a "quoted" ü': Kind.LISTS_STRING, "b": Kind.ABSENT}
-    assert layout.unpack_schema(layout.pack_schema("ü", schema)) == ("ü", schema)
+    section = layout.pack_schema("ü", schema)
+    assert layout.unpack_schema(section) == ("ü", schema, "")
+    section = layout.pack_schema("", schema, "0d19")
+    assert layout.unpack_schema(section) == ("", schema, "0d19")
     for data in (
         b"",
         b"[]",

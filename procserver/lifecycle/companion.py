@@ -1,0 +1,21 @@
+"""Features generated ahead: the Feature Generator at work for the item cache."""
+
+from procserver.config import ServiceConfig
+from procserver.fg import FeatureGenerator
+from procserver.fg.pregenerated import Pregenerator
+from procserver.model.package import open_package
+
+
+def open_maker(service: ServiceConfig) -> Pregenerator | None:
+    """Generates the features of the service's export; None: there are none.
+
+    :raises ServiceError: if the export cannot be read
+    """
+    if service.model.fg_mode != "normal":
+        return None
+    package = open_package(service.model_dir, input_tile=service.envs.input_tile)
+    if package.fg_json is None:
+        return None
+    return Pregenerator(
+        FeatureGenerator(package.fg_json, farm_hash=service.envs.farm_hash)
+    )
