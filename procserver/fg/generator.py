@@ -92,6 +92,7 @@ class FeatureGenerator:
         self.threads = threads
         self.farm_hash = farm_hash
         self._source = (fg_json, asset_dir)
+        self._modes = (farm_hash, rtp, bucketize_only)
         self.spec: FgSpec = read_spec(fg_json, asset_dir, rtp=rtp)
         self.plan: Plan = build_plan(self.spec)
         if bucketize_only:
@@ -245,7 +246,7 @@ class FeatureGenerator:
     def digest(self) -> str:
         """What values depend on: ``fg.json``, its files, hash, kernels."""
         fg_json, asset_dir = self._source
-        return digest_of(fg_json, asset_dir, farm_hash=self.farm_hash)
+        return digest_of(fg_json, asset_dir, self._modes)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -143,13 +143,12 @@ def _is_repeatable(spec: FeatureSpec) -> bool:
 def digest_of(
     fg_json: Mapping[str, Any] | str | os.PathLike[str],
     asset_dir: str | os.PathLike[str] | None,
-    *,
-    farm_hash: bool,
+    modes: tuple[bool, ...],
 ) -> str:
     """Everything that generated values depend on, as 64 hexadecimal digits.
 
-    The content of ``fg.json`` (not its layout), the files that it names, the hash,
-    and the version of the kernels.
+    The content of ``fg.json`` (not its layout), the files that it names, how it is
+    read and hashed, and the version of the kernels.
     """
     if isinstance(fg_json, Mapping):
         content: Any = fg_json
@@ -158,7 +157,7 @@ def digest_of(
         content = json.loads(Path(fg_json).read_bytes())
         assets = Path(asset_dir) if asset_dir is not None else Path(fg_json).parent
     told = hashlib.sha256()
-    told.update(f"{KERNELS} {farm_hash} ".encode())
+    told.update(f"{KERNELS} {modes} ".encode())
     told.update(json.dumps(content, sort_keys=True).encode())
     for name in sorted(set(_values(content))):
         file = _file_digest(assets, name)

@@ -95,6 +95,19 @@ def test_features_that_do_not_repeat_themselves_are_not(details, ahead):
     assert pregenerable(plan, {"a"}) == (("f", "g") if ahead else ())
 
 
+@pytest.mark.parametrize(
+    ("formula", "ahead"),
+    [("a + 1", True), ("a + rnd()", False), ("a > 2 ? rnd() * 0 : 1", False)],
+)
+def test_formulas_that_draw_numbers_are_not(formula, ahead):
+    more = {"hash_bucket_size": 0, "variables": ["item:a"], "value_dim": 1}
+    one = entry("f", formula, feature_type="expr_feature", **more)
+    assert pregenerable(plan_of(one), {"a"}) == (("f",) if ahead else ())
+    raw = entry("f", "item:a", feature_type="raw_feature", hash_bucket_size=0)
+    raw["normalizer"] = f"method=expression,expr={formula.replace('a', 'x')}"
+    assert pregenerable(plan_of(raw), {"a"}) == (("f",) if ahead else ())
+
+
 def test_parts_run_what_their_features_read():
     plan = plan_of(*MIX)
     names = [feature.spec.name for feature in plan.features]
