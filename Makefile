@@ -12,7 +12,7 @@ PACKAGES := $(VENV)/.packages
 BUILT := $(VENV)/.built
 URL ?= http://127.0.0.1:8501
 
-.PHONY: serve test lint types sanitize bench loadtest demo build clean
+.PHONY: serve test lint types sanitize bench micro loadtest demo build clean
 .DEFAULT_GOAL := build
 
 build: $(BUILT)
@@ -33,7 +33,7 @@ $(VENV)/.test: $(BUILT)
 	touch $@
 
 $(VENV)/.loadtest: $(BUILT)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[loadtest]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[loadtest,text]"
 	touch $@
 
 # The EAS Python SDK needs a protobuf of its own.
@@ -76,6 +76,10 @@ types: $(VENV)/.test
 
 bench: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/bench.py
+
+micro: $(VENV)/.loadtest
+	for one in fg fg_expr fg_maps pregenerated; do \
+		PYTHONPATH=. $(BIN)/python loadtest/micro/$$one.py || exit 1; done
 
 loadtest: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/run_load.py --url $(URL)

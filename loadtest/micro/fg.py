@@ -113,6 +113,27 @@ def python_columns(user: dict[str, list[Any]], item: dict[str, list[Any]]) -> An
     return out
 
 
+def python_items(user: dict[str, list[Any]], item: dict[str, list[Any]]) -> Any:
+    """The same mix an item at a time, the way feature code is often written."""
+    names = list(item)
+    rows = [
+        dict(zip(names, cells, strict=True))
+        for cells in zip(*item.values(), strict=True)
+    ]
+    return [
+        {
+            **{f"t{i}": fingerprint64(row[f"t{i}"]) % SIZE for i in range(20)},
+            **{f"n{i}": fingerprint64(str(row[f"n{i}"])) % SIZE for i in range(12)},
+            **{
+                f"c{i}": fingerprint64(f"{user[f'u{i}'][0]}_{row[f't{i}']}") % SIZE
+                for i in range(10)
+            },
+            **{f"r{i}": bisect_right(BOUNDARIES, row[f"r{i}"]) for i in range(8)},
+        }
+        for row in rows
+    ]
+
+
 def plan_calls(
     entries: list[dict[str, Any]],
     user: dict[str, list[Any]],
@@ -152,7 +173,8 @@ def main() -> None:
         mix(), *mix_columns(1), 1
     )
     calls["python"] = lambda: python_columns(user, item)
-    counts["mix"] = counts["python"] = 50 * ROWS
+    calls["python_items"] = lambda: python_items(user, item)
+    counts["mix"] = counts["python"] = counts["python_items"] = 50 * ROWS
     times = interleaved(calls)
 
     def ratio(above: str, below: str) -> float:
@@ -170,6 +192,7 @@ def main() -> None:
     figures |= {
         "python_over_kernels": ratio("python", "mix"),
         "python_over_generate": ratio("python", "mix_generate"),
+        "python_items_over_kernels": ratio("python_items", "mix"),
         "id_over_bare_farmhash": ratio("id", "bare_farmhash"),
         "one_item_over_300_items": ratio("one_item", "mix"),
     }

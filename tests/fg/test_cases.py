@@ -169,16 +169,3 @@ def test_case(case, case_ran, case_assets):
         for name, expected in case["expected"].items():
             assert found[name] == expected["unbucketized"], case["id"]
     case_ran(case["id"])
-
-
-@pytest.mark.parametrize(
-    "case",
-    [c for c in CASES if not is_known(c)],
-    ids=lambda case: case["id"],
-)
-def test_other_types_are_refused_by_name(case):
-    """Until a type is implemented, loading it names the feature and the type."""
-    with pytest.raises(FgConfigError) as caught:
-        generator_of(case)
-    assert caught.value.key in ("feature_type", "operator_name")
-    assert caught.value.feature
