@@ -13,7 +13,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from procserver.errors import ProcserverError
 from procserver.lifecycle.boot import master
 from procserver.lifecycle.cores import available_cores, core_set
-from procserver.lifecycle.process import die_with_parent
+from procserver.lifecycle.process import die_with_parent, keep_memory
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -83,6 +83,7 @@ def _honour_close(app: Wsgi) -> Wsgi:
 def post_fork(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, first of all."""
     die_with_parent(worker.ppid)
+    keep_memory()
     state = master()
     for age, reports in state.reports.items():
         if age != worker.age:
