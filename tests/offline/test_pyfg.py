@@ -468,7 +468,11 @@ def test_what_a_handler_reads():
 # -------------------------------------------------------------------- tokenizers
 
 
-ASSETS = Path(os.environ.get("PROCSERVER_FG_ASSETS", "/nonexistent"))
+# The tokenizers that real exports were made with are not kept here.
+ASSETS = Path(
+    os.environ.get("PROCSERVER_FG_ASSETS")
+    or Path(__file__).parents[3] / "shared" / "cases" / "assets"
+)
 
 
 def tokenize(vocab_file, kind="bpe", **more):
