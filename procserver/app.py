@@ -184,19 +184,7 @@ def _on_request_error(
 def _on_exception(
     req: falcon.Request, resp: falcon.Response, error: Exception, params: object
 ) -> None:
-    if isinstance(error, falcon.HTTPStatus):
-        raise error
-    if isinstance(error, falcon.HTTPError):
-        _render(
-            resp,
-            error.status_code,
-            "http_error",
-            error.title or "error",
-            close=False,
-        )
-        for name, value in (error.headers or {}).items():  # type: ignore[union-attr]
-            resp.set_header(name, value)
-        return
+    # Falcon's own errors have a handler of their own, which calls the serializer.
     log.error("request failed", exc_info=error)
     failure: RequestError = (
         NotReady("the service is not able to answer; see its log")

@@ -66,7 +66,6 @@ def _pipeline(
     cache = None
     if control_name is not None:
         cache = CacheReader(control_name, digest=fg.digest)
-    if cache is not None:
         known = cache.current().schema
         for name in fg.item_inputs:
             if name not in known:

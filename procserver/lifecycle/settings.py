@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from procserver import config
 from procserver.config import ServiceConfig
 from procserver.errors import ConfigError
 from procserver.lifecycle.cores import available_cores
-
-log = logging.getLogger("procserver.lifecycle")
 
 DEFAULT_CONFIG = Path("conf/service.json")
 EXIT_CONFIG = 2

@@ -139,11 +139,7 @@ class ModelRunner:
         return [arrays[index] for index in keep] if keep else arrays
 
     def learn_outputs(self, outputs: Mapping[str, np.ndarray], rows: int) -> None:
-        """Remembers names, dtypes and row shapes from a warm-up answer.
-
-        :raises ModelError: if the service's ``outputs`` names one that the
-            model does not return
-        """
+        """Remembers names, dtypes and row shapes from a warm-up answer."""
         self.output_names = tuple(outputs)
         self.empty_outputs = {
             name: np.zeros((0, *array.shape[1:]), dtype=array.dtype)
