@@ -93,6 +93,11 @@ def width_of_one(entry: Entry) -> int:
     return 1
 
 
+def takes_maps(details: Any, ref: InputRef, weighted: bool) -> bool:
+    """For types all of whose inputs may be maps."""
+    return True
+
+
 def takes_no_maps(details: Any, ref: InputRef, weighted: bool) -> bool:
     """For types none of whose inputs may be a map."""
     return False

@@ -10,9 +10,9 @@ from procserver.fg.entry import Entry
 from procserver.fg.feature import (
     MAX_WIDTH,
     FeatureSpec,
-    InputRef,
     OperatorType,
     kept,
+    takes_maps,
 )
 from procserver.fg.inputs import one_expression, some_expressions, two_expressions
 from procserver.fg.plugins import FgOperator, Process, load_operator
@@ -132,10 +132,6 @@ def _gives_numbers(
     return details.operator.value_type != "string"
 
 
-def _maps(details: Any, ref: InputRef, weighted: bool) -> bool:
-    return True
-
-
 def _plugin(spec: FeatureSpec) -> object:
     return (spec.details.process, "cells", False, None)
 
@@ -151,7 +147,7 @@ PLUGIN = OperatorType(
     bucketizers=BUCKETIZERS,
     numeric=_gives_numbers,
     normalizes=True,
-    maps=_maps,
+    maps=takes_maps,
     read_details=_read_plugin,
     payload=_plugin,
 )

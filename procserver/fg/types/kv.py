@@ -7,10 +7,10 @@ from typing import Any
 from procserver.fg.entry import Entry
 from procserver.fg.feature import (
     FeatureSpec,
-    InputRef,
     OperatorType,
     always_numeric,
     keeps_one,
+    takes_maps,
 )
 from procserver.fg.inputs import keyed
 
@@ -24,10 +24,6 @@ class Details:
 
 def _read(entry: Entry, asset_dir: Path) -> Details:
     return Details(entry.character("kv_delimiter", ":"))
-
-
-def _maps(details: Details, ref: InputRef, weighted: bool) -> bool:
-    return True
 
 
 def _payload(spec: FeatureSpec) -> Any:
@@ -46,7 +42,7 @@ TYPE = OperatorType(
     value_dim=keeps_one,
     bucketizers=("num_buckets", "boundaries"),
     numeric=always_numeric,
-    maps=_maps,
+    maps=takes_maps,
     read_details=_read,
     payload=_payload,
 )
