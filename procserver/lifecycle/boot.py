@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from gunicorn.errors import HaltServer
+
 from procserver.config import ServiceConfig
 from procserver.config.fetch import fetch
 from procserver.errors import ServiceError
@@ -35,6 +37,7 @@ class Master:
     refresher: Refresher | None = None
     control_name: str | None = None
     has_been_ready: bool = False
+    halting: bool = False
     # By worker age, gunicorn's serial number of workers: the slot (which stands
     # for a set of cores), the pipe, and who has reported to be ready.
     slots: dict[int, int] = field(default_factory=dict)
@@ -95,6 +98,7 @@ def on_starting(server: Any) -> None:
         server.log.error("service %s cannot start: %s", service.name, error)
         on_exit(server)
         raise SystemExit(EXIT_NOT_STARTED) from error
+    _halt_once(server)
     _call_on_each_turn(server)
 
 
@@ -116,6 +120,29 @@ def _import_for_workers() -> None:
     # NOTE: OpenMP reads this once, at import; workers set their own number.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     importlib.import_module("procserver.lifecycle.service")
+
+
+def _halt_once(server: Any) -> None:
+    """Keeps a second worker that cannot start from breaking into the halt.
+
+    NOTE: gunicorn halts on the first such worker, reaps again while it halts, and
+    a second one then ends the master with status 1 before ``on_exit``.
+    """
+    reap_workers = server.reap_workers
+
+    def reap_and_halt_once() -> None:
+        state = master()
+        while True:
+            try:
+                reap_workers()
+            except HaltServer:
+                if not state.halting:
+                    state.halting = True
+                    raise
+            else:
+                return
+
+    server.reap_workers = reap_and_halt_once
 
 
 def _call_on_each_turn(server: Any) -> None:

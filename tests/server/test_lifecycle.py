@@ -186,7 +186,7 @@ def test_a_broken_export_ends_with_status_3(
 ) -> None:
     config = tiny.write(tmp_path / "service", "broken")
     (tmp_path / "service" / "export" / broken).write_bytes(b"{}")
-    server = launch(config).launch()
+    server = launch(config, workers=4).launch()
     assert server.process is not None
     assert server.process.wait(60) == 3
     assert "cannot start" in server.text()
