@@ -8,6 +8,7 @@
     │   ├── FgConfigError                   fg.json: names feature, key and reason
     │   ├── FetchError                      a remote folder cannot be copied here
     │   ├── ModelError                      model directory or model
+    │   ├── SharedMemoryError               a shared segment cannot be made or read
     │   └── SourceError                     item source or item cache build
     └── RequestError                          what a client is told
         ├── BadRequest              400     bad_request
@@ -63,6 +64,10 @@ class FetchError(ServiceError):
 
 class ModelError(ServiceError):
     """The model directory or the model in it cannot be served."""
+
+
+class SharedMemoryError(ServiceError):
+    """Shared memory does not suffice, or a segment cannot be opened."""
 
 
 class SourceError(ServiceError):

@@ -3,9 +3,32 @@
 import os
 
 from cython_ext.shm import Mapping
+from procserver import shm
 from procserver.errors import SourceError
-from procserver.itemcache import layout, segment
-from procserver.itemcache.layout import Owner
+from procserver.itemcache import layout
+from procserver.shm import Owner
+
+
+def base_name(name: str) -> str:
+    """The generation that a companion belongs to, by their names."""
+    # NOTE: a service's name may hold a dash too, but no dot.
+    start, dot, part = name.rpartition(".")
+    return start + dot + part.partition("-")[0]
+
+
+def is_generation(name: str) -> bool:
+    """Whether a name is that of a generation or companion."""
+    return base_name(name).rpartition(".")[2].isdigit()
+
+
+def is_sealed(name: str) -> bool:
+    """Whether a generation or companion was completed."""
+    try:
+        with (shm.SHM / name.removeprefix("/")).open("rb") as file:
+            header = layout.Header.unpack(file.read(layout.HEAD_BYTES))
+    except (OSError, SourceError):
+        return False
+    return bool(header.flags & layout.SEALED)
 
 
 class ControlSegment:
@@ -30,20 +53,20 @@ class ControlSegment:
 
         :raises SourceError: if a live process or somebody else holds the name
         """
-        owner = owner or segment.this_process()
-        name = segment.segment_name(service, owner, segment.CONTROL)
-        segment.reclaim(name.removesuffix(segment.CONTROL))
+        owner = owner or shm.this_process()
+        name = shm.segment_name(service, owner, layout.CONTROL)
+        shm.reclaim(name.removesuffix(layout.CONTROL))
         try:
-            fd = segment.create(name)
+            fd = shm.create(name)
         except FileExistsError as error:
             raise SourceError(f"shared memory {name} belongs to another") from error
         try:
-            segment.allocate(fd, 0, layout.CONTROL_BYTES)
+            shm.allocate(fd, 0, layout.CONTROL_BYTES)
             mapping = Mapping(fd, layout.CONTROL_BYTES, writable=True)
             head = layout.pack_control(owner)
             memoryview(mapping)[: len(head)] = head
         except BaseException:
-            segment.unlink(name)
+            shm.unlink(name)
             raise
         finally:
             os.close(fd)
@@ -56,7 +79,7 @@ class ControlSegment:
         :raises SourceError: if there is none, or it is not one of ours
         """
         try:
-            mapping = segment.attach(name)
+            mapping = shm.attach(name)
         except FileNotFoundError as error:
             raise SourceError(f"no item cache: {error}") from error
         if len(mapping) != layout.CONTROL_BYTES:
@@ -65,7 +88,7 @@ class ControlSegment:
 
     def generation_name(self, number: int) -> str:
         """Name of the segment of a generation."""
-        return f"{self.name.removesuffix(segment.CONTROL)}{number}"
+        return f"{self.name.removesuffix(layout.CONTROL)}{number}"
 
     def companion_name(self, number: int, digest: str) -> str:
         """Name of the companion that ``digest`` made of a generation."""
@@ -94,9 +117,10 @@ class ControlSegment:
         keep = {self.generation_name(number) for number in current} | {self.name}
         return sum(
             self._unlink_own(name)
-            for name in segment.list_segments(self.generation_name(0)[:-1])
+            for name in shm.list_segments(self.generation_name(0)[:-1])
             if name not in keep
-            and (segment.base_name(name) not in keep or not segment.is_sealed(name))
+            and is_generation(name)
+            and (base_name(name) not in keep or not is_sealed(name))
         )
 
     def unlink_generation(self, number: int) -> None:
@@ -105,13 +129,13 @@ class ControlSegment:
         Readers keep what they have mapped.
         """
         name = self.generation_name(number)
-        segment.unlink(name)
-        for companion in segment.list_segments(f"{name}-"):
+        shm.unlink(name)
+        for companion in shm.list_segments(f"{name}-"):
             self._unlink_own(companion)
 
     def _unlink_own(self, name: str) -> bool:
         owners = (self.owner, Owner(self.owner.pid, 0))
-        return segment.recorded_owner(name) in owners and segment.unlink(name)
+        return shm.recorded_owner(name) in owners and shm.unlink(name)
 
     def unlink(self) -> None:
         """Removes the control segment and every generation of its owner.
@@ -122,4 +146,4 @@ class ControlSegment:
             if self._mapping.load(layout.state_offset(table)):
                 self._mapping.store(layout.state_offset(table), 0)
         self.sweep()
-        segment.unlink(self.name)
+        shm.unlink(self.name)

@@ -25,10 +25,10 @@ once its number has been published::
     offset  size  field
          0     8  magic "PSRVITEM"
          8     4  layout version
-        12     4  flags: 1 = sealed
-        16     8  generation
-        24     8  owner start time
-        32     4  owner pid
+        12     4  owner pid
+        16     8  owner start time
+        24     8  generation
+        32     4  flags: 1 = sealed
         36     4  number of the table in the control segment
         40     8  built at, nanoseconds since 1970
         48     8  rows (records)
@@ -90,12 +90,13 @@ from cython_ext.cache_records import RecordLayout
 from cython_ext.column import Kind
 from cython_ext.xxh64 import xxh64
 from procserver.errors import SourceError
+from procserver.shm import PROLOGUE, Owner
 
-VERSION = 1
+VERSION = 2
 
+CONTROL = "control"
 CONTROL_MAGIC = b"PSRVCTRL"
-CONTROL_HEAD = struct.Struct("<8sIIQ")
-CONTROL_CHECKSUM = CONTROL_HEAD.size
+CONTROL_CHECKSUM = PROLOGUE.size
 CONTROL_ALLOCATED = 64
 CONTROL_STATES = 128
 CONTROL_BYTES = 4096
@@ -153,17 +154,9 @@ def unpack_state(state: int) -> tuple[int, int]:
     return state >> DELTA_BITS, state & ((1 << DELTA_BITS) - 1)
 
 
-@dataclass(frozen=True)
-class Owner:
-    """The process that owns segments: its pid alone could be another's by now."""
-
-    pid: int
-    started: int
-
-
 def pack_control(owner: Owner) -> bytes:
     """The head of a control segment, checksum included."""
-    head = CONTROL_HEAD.pack(CONTROL_MAGIC, VERSION, owner.pid, owner.started)
+    head = PROLOGUE.pack(CONTROL_MAGIC, VERSION, owner.pid, owner.started)
     return head + xxh64(head).to_bytes(8, "little")
 
 
@@ -178,7 +171,7 @@ def unpack_control(data: bytes) -> Owner:
     checksum = int.from_bytes(data[CONTROL_CHECKSUM : CONTROL_CHECKSUM + 8], "little")
     if checksum != xxh64(head):
         raise SourceError("the head of the control segment is damaged")
-    _, version, pid, started = CONTROL_HEAD.unpack(head)
+    _, version, pid, started = PROLOGUE.unpack(head)
     if version != VERSION:
         raise SourceError(f"item cache layout {version}, this is layout {VERSION}")
     return Owner(pid, started)
@@ -188,10 +181,10 @@ def unpack_control(data: bytes) -> Owner:
 class Header:
     """The header of a generation segment; fields as drawn above."""
 
-    flags: int
-    generation: int
-    owner_started: int
     owner_pid: int
+    owner_started: int
+    generation: int
+    flags: int
     table: int
     built_at: int
     rows: int
@@ -217,10 +210,10 @@ class Header:
         head = HEAD.pack(
             MAGIC,
             VERSION,
-            self.flags,
-            self.generation,
-            self.owner_started,
             self.owner_pid,
+            self.owner_started,
+            self.generation,
+            self.flags,
             self.table,
             self.built_at,
             self.rows,

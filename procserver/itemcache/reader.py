@@ -15,8 +15,9 @@ from cython_ext.cache_records import Records
 from cython_ext.column import Column
 from cython_ext.shm import Mapping
 from cython_ext.xxh64 import xxh64
-from procserver.errors import SourceError
-from procserver.itemcache import layout, segment
+from procserver import shm
+from procserver.errors import ServiceError, SourceError
+from procserver.itemcache import layout
 from procserver.itemcache.control import ControlSegment
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ class CacheReader:
         self._lock = threading.Lock()
         self._generation: Generation | None = None
         self._retry_at = 0.0
-        self.error: SourceError | None = None
+        self.error: ServiceError | None = None
 
     def current(self) -> Generation:
         """The generation that the writer published last; call once per request.
@@ -203,7 +204,7 @@ class CacheReader:
             try:
                 self._generation = self._attach(self._generation)
                 self.error = None
-            except SourceError as error:
+            except ServiceError as error:
                 if self._generation is None:
                     raise
                 self.error = error
@@ -220,7 +221,7 @@ class CacheReader:
             if not number:
                 raise SourceError("no generation of the item cache is published yet")
             try:
-                mapping = segment.attach(self._control.generation_name(number))
+                mapping = shm.attach(self._control.generation_name(number))
             except FileNotFoundError:
                 time.sleep(0.001 * attempt)
                 continue
@@ -239,8 +240,8 @@ class CacheReader:
             return
         name = self._control.companion_name(generation.number, self._digest)
         try:
-            generation.attach_companion(segment.attach(name), self._digest)
+            generation.attach_companion(shm.attach(name), self._digest)
         except FileNotFoundError:
             return
-        except SourceError as error:
+        except ServiceError as error:
             logger.warning("%s is not used: %s", name, error)

@@ -12,9 +12,9 @@ from procserver.errors import ProcserverError, SourceError
 from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import Generation
-from procserver.itemcache.segment import attach, reclaim
 from procserver.itemcache.sources import ItemSource
 from procserver.itemcache.writer import GenerationWriter
+from procserver.shm import attach, reclaim
 
 __all__ = ["BUILD", "STOP", "BuildReport", "build", "reclaim", "run"]
 

@@ -14,8 +14,9 @@ from cython_ext.cache_records import Records
 from cython_ext.column import Column, Kind, arrow_type, kind_of_arrow
 from cython_ext.shm import Mapping
 from cython_ext.xxh64 import xxh64
+from procserver import shm
 from procserver.errors import SourceError
-from procserver.itemcache import layout, segment
+from procserver.itemcache import layout
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import Generation
 
@@ -97,7 +98,7 @@ class GenerationWriter:
             number = self._control.next_number()
             name = self._control.generation_name(number)
             try:
-                return number, name, segment.create(name)
+                return number, name, shm.create(name)
             except FileExistsError:
                 # SAFETY: whoever made it may use it; we take the next number.
                 continue
@@ -106,7 +107,7 @@ class GenerationWriter:
     def _start(self) -> None:
         section = self._section = self._schema_section()
         self._end = layout.HEAD_BYTES + len(section)
-        segment.allocate(self._fd, 0, self._end)
+        shm.allocate(self._fd, 0, self._end)
         self._mapping = Mapping(self._fd, self._end, writable=True)
         # The header names the owner from the start, so that a build that dies is
         # known for ours; its flags say that it is not sealed.
@@ -125,7 +126,7 @@ class GenerationWriter:
         if self._expected and self.rows and self._expected > self.rows:
             total = end * self._expected // self.rows
             detail = f", about {total} for all of its {self._expected} rows"
-        segment.allocate(self._fd, self._end, end, detail)
+        shm.allocate(self._fd, self._end, end, detail)
         self._mapping.resize(end)
         self._end = end
 
@@ -313,7 +314,7 @@ class CompanionWriter(GenerationWriter):
         number = self._generation.number
         name = self._control.companion_name(number, self._digest)
         try:
-            return number, name, segment.create(name)
+            return number, name, shm.create(name)
         except FileExistsError as error:
             raise SourceError(f"shared memory {name} exists already") from error
 
@@ -348,7 +349,7 @@ class CompanionWriter(GenerationWriter):
         raise TypeError("a companion is not published")
 
     def _remove(self) -> None:
-        segment.unlink(self.name)
+        shm.unlink(self.name)
 
 
 def _column(name: str, kind: Kind | None, array: pa.Array) -> Column:

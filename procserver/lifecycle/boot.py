@@ -20,11 +20,11 @@ from gunicorn.errors import HaltServer
 from procserver.config import ServiceConfig
 from procserver.config.fetch import fetch
 from procserver.errors import ServiceError
-from procserver.itemcache.segment import reclaim
 from procserver.lifecycle.process import run_in_child
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reports import Reports
 from procserver.lifecycle.settings import Settings, service_settings
+from procserver.shm import reclaim
 
 EXIT_NOT_STARTED = 4
 

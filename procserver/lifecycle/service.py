@@ -11,6 +11,7 @@ from procserver.config import ServiceConfig
 from procserver.errors import ModelError, ProcserverError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
+from procserver.model.loading import load
 from procserver.model.package import ModelPackage, open_package
 from procserver.model.runner import ModelRunner
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
@@ -53,7 +54,8 @@ def _pipeline(
     control_name: str | None,
     device: str,
 ) -> Pipeline:
-    runner = ModelRunner(package, device=device, outputs=service.model.outputs)
+    model = load(package, device=device)
+    runner = ModelRunner(model, device=device, outputs=service.model.outputs)
     if service.model.fg_mode == "bypass":
         return BypassPipeline(runner)
     if package.fg_json is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import threading
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from procserver.errors import BadTensor, ModelError, PredictFailed
-from procserver.model.package import ModelPackage
+from procserver.model.loading import LoadedModel
 
 log = logging.getLogger("procserver.model")
 
@@ -49,17 +48,16 @@ class ModelRunner:
 
     def __init__(
         self,
-        package: ModelPackage,
+        model: LoadedModel,
         *,
         device: str = "cpu",
         outputs: Sequence[str] = (),
     ) -> None:
-        self.package = package
+        self.package = model.package
         self.device = torch.device(device)
         self._filter = tuple(outputs)
         self._lock = threading.Lock()
-        started = time.monotonic()
-        self._module = _load(package, self.device)
+        self._module = model.module
         arguments = _arguments(self._module)
         self.takes_dict = bool(arguments) and "Dict" in arguments[0][1]
         self.takes_device = len(arguments) > 1 and arguments[1][1] == "Device"
@@ -67,12 +65,6 @@ class ModelRunner:
         self.accepted = len(arguments)
         self.output_names: tuple[str, ...] = ()
         self.empty_outputs: dict[str, np.ndarray] = {}
-        log.info(
-            "model %s loaded on %s in %.2f s",
-            package.version,
-            self.device,
-            time.monotonic() - started,
-        )
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Scores named tensors (spec/export.md section 2).
@@ -181,32 +173,6 @@ class ModelRunner:
             for name, item in named.items()
             if isinstance(item, torch.Tensor)
         }
-
-
-def _load(package: ModelPackage, device: torch.device) -> torch.jit.ScriptModule:
-    try:
-        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-            str(package.script), map_location=device
-        )
-    except (RuntimeError, ValueError) as error:
-        text = str(error)
-        operator = re.search(r"Unknown builtin op: (\w+)::", text)
-        if operator and operator.group(1) == "fbgemm":
-            raise ModelError(
-                f"{package.script.name} uses fbgemm operators, "
-                "which this installation does not have"
-            ) from error
-        if operator:
-            raise ModelError(
-                f"{package.script.name} uses operators of the library "
-                f"{operator.group(1)!r}, which is not loaded"
-            ) from error
-        first = text.strip().splitlines()[0] if text.strip() else "unreadable"
-        raise ModelError(
-            f"{package.script.name} is not a TorchScript archive: {first}"
-        ) from error
-    module.eval()
-    return module
 
 
 def _arguments(module: torch.jit.ScriptModule) -> list[tuple[str, str, bool]]:

@@ -24,5 +24,5 @@ def control() -> Iterator[ControlSegment]:
 
 
 @pytest.fixture
-def shm() -> Path:
+def shm_folder() -> Path:
     return Path("/dev/shm")

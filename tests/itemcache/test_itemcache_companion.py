@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from cython_ext.column import Column, Kind
+from procserver import shm
 from procserver.errors import SourceError
-from procserver.itemcache import companion, layout, refresh, segment, writer
-from procserver.itemcache.control import ControlSegment
+from procserver.itemcache import companion, layout, refresh, writer
+from procserver.itemcache.control import ControlSegment, base_name, is_sealed
 from procserver.itemcache.reader import CacheReader, Companion, Generation
 from procserver.itemcache.sources import Changes, Description
 from procserver.itemcache.writer import CompanionWriter, GenerationWriter
@@ -84,7 +85,7 @@ def batch(numbers: Collection[int], null: int = -1) -> pa.RecordBatch:
 
 def names_of(control: ControlSegment) -> list[str]:
     prefix = control.name.removesuffix("control")
-    return [name.removeprefix(prefix) for name in segment.list_segments(prefix)]
+    return [name.removeprefix(prefix) for name in shm.list_segments(prefix)]
 
 
 def current(control: ControlSegment, digest: str = DIGEST) -> Generation:
@@ -182,7 +183,7 @@ def test_no_memory_for_the_companion(
         def refuse(fd: int, start: int, size: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(segment.os, "posix_fallocate", refuse)
+        monkeypatch.setattr(shm.os, "posix_fallocate", refuse)
 
     maker.on_batch = run_out
     report = refresh.build(Items(batch([0, 1])), control, companion=maker)
@@ -244,7 +245,7 @@ def test_a_companion_that_was_not_completed_is_swept_alone(
     refresh.build(Items(batch([0])), control, companion=Doubled())
     late = CompanionWriter(control, current(control), "ff" * 32, {"x": Kind.INT64})
     assert len(names_of(control)) == 4
-    assert not segment.is_sealed(late.name)
+    assert not is_sealed(late.name)
     assert control.sweep() == 1
     assert names_of(control) == ["1", f"1-{DIGEST[:12]}", "control"]
     late.close()
@@ -252,8 +253,8 @@ def test_a_companion_that_was_not_completed_is_swept_alone(
 
 def test_a_dash_in_the_service_name_is_no_companion() -> None:
     name = "/procserver.a-b.12.34"
-    assert segment.base_name(name) == name
-    assert segment.base_name(f"{name}-0a1b") == name
+    assert base_name(name) == name
+    assert base_name(f"{name}-0a1b") == name
 
 
 def test_a_name_that_is_taken(control: ControlSegment) -> None:
@@ -277,9 +278,9 @@ def test_a_companion_is_no_generation(control: ControlSegment) -> None:
     refresh.build(Items(batch([0, 1])), control, companion=Doubled())
     name = control.companion_name(1, DIGEST)
     with pytest.raises(SourceError, match="not complete"):
-        Generation(segment.attach(name))
+        Generation(shm.attach(name))
     with pytest.raises(SourceError, match="not complete"):
-        Companion(segment.attach(control.generation_name(1)))
+        Companion(shm.attach(control.generation_name(1)))
     late = CompanionWriter(control, current(control), "ab" * 9, {})
     with pytest.raises(TypeError):
         late.publish()
@@ -291,7 +292,7 @@ def test_a_damaged_companion_is_not_used(
     control: ControlSegment, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     refresh.build(Items(batch([0, 1])), control, companion=Doubled())
-    path = segment.SHM / control.companion_name(1, DIGEST).removeprefix("/")
+    path = shm.SHM / control.companion_name(1, DIGEST).removeprefix("/")
     data = bytearray(path.read_bytes())
     if damage == "header":
         data[20] ^= 1

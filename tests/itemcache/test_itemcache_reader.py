@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from cython_ext.column import Column, Kind
-from procserver.errors import SourceError
-from procserver.itemcache import segment
+from procserver import shm
+from procserver.errors import ServiceError, SourceError
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import CacheReader
 from procserver.itemcache.writer import GenerationWriter
@@ -73,7 +73,7 @@ def test_facts(control: ControlSegment) -> None:
     assert generation.schema == SCHEMA
     assert (generation.key, generation.table) == ("id", 0)
     assert (generation.row_count, generation.item_count) == (4, 4)
-    size = (segment.SHM / control.generation_name(number)[1:]).stat().st_size
+    size = (shm.SHM / control.generation_name(number)[1:]).stat().st_size
     assert generation.nbytes == size
     assert generation.get(2) == {"id": "2", "v": 7, "w": [7.0, None]}
     assert generation.get("\udcff\0") is None
@@ -120,7 +120,7 @@ def test_old_maps_are_closed(control: ControlSegment) -> None:
 def test_a_name_that_is_gone_is_read_again(control: ControlSegment) -> None:
     publish(control, 1)
     reader = CacheReader(control.name)
-    segment.unlink(control.generation_name(1))
+    shm.unlink(control.generation_name(1))
 
     def late() -> None:
         publish(control, 2)
@@ -133,19 +133,19 @@ def test_a_name_that_is_gone_is_read_again(control: ControlSegment) -> None:
 
 def test_a_name_that_stays_gone_is_an_error(control: ControlSegment) -> None:
     publish(control, 1)
-    segment.unlink(control.generation_name(1))
+    shm.unlink(control.generation_name(1))
     with pytest.raises(SourceError, match=r"generation 1 .* is gone"):
         CacheReader(control.name).current()
 
 
 def test_a_damaged_successor_leaves_the_old_one_in_service(
-    control: ControlSegment, shm: Path
+    control: ControlSegment, shm_folder: Path
 ) -> None:
     publish(control, 1)
     reader = CacheReader(control.name)
     first = reader.current()
     publish(control, 2)
-    path = shm / control.generation_name(2)[1:]
+    path = shm_folder / control.generation_name(2)[1:]
     good = path.read_bytes()
     path.write_bytes(good[:-16])
     assert reader.current() is first
@@ -160,10 +160,10 @@ def test_a_damaged_successor_leaves_the_old_one_in_service(
 
 
 def test_foreign_and_shrunk_generations_are_refused(
-    control: ControlSegment, shm: Path
+    control: ControlSegment, shm_folder: Path
 ) -> None:
     publish(control, 1)
-    path = shm / control.generation_name(1)[1:]
+    path = shm_folder / control.generation_name(1)[1:]
     good = path.read_bytes()
     for data, message in (
         (good[:-16], "instead of"),
@@ -173,12 +173,12 @@ def test_foreign_and_shrunk_generations_are_refused(
         (good[:16] + b"\2" + good[17:], "damaged"),
     ):
         path.write_bytes(data)
-        with pytest.raises(SourceError, match=message):
+        with pytest.raises(ServiceError, match=message):
             CacheReader(control.name).current()
     other = ControlSegment.create(control.name.split(".")[1] + "-other")
     publish(other, 9)
     publish(other, 9)
-    path.write_bytes((shm / other.generation_name(2)[1:]).read_bytes())
+    path.write_bytes((shm_folder / other.generation_name(2)[1:]).read_bytes())
     other.unlink()
     with pytest.raises(SourceError, match="another service"):
         CacheReader(control.name).current()

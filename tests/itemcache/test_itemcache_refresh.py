@@ -15,8 +15,9 @@ import pytest
 from item_sources import SourceFor
 
 from cython_ext.column import Kind
+from procserver import shm
 from procserver.errors import SourceError
-from procserver.itemcache import refresh, segment
+from procserver.itemcache import refresh
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import CacheReader
 from procserver.itemcache.sources import Changes, Description, open_source
@@ -69,7 +70,7 @@ def test_a_failed_build_changes_nothing(control: ControlSegment, items: Path) ->
         refresh.build(HalfSource(), control)
     assert CacheReader(control.name).current().number == 1
     prefix = control.name.removesuffix("control")
-    assert segment.list_segments(prefix) == [f"{prefix}1", control.name]
+    assert shm.list_segments(prefix) == [f"{prefix}1", control.name]
 
 
 def test_a_killed_build_is_swept_by_the_next(
@@ -87,12 +88,12 @@ def test_a_killed_build_is_swept_by_the_next(
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     prefix = control.name.removesuffix("control")
-    assert f"{prefix}2" in segment.list_segments(prefix)
+    assert f"{prefix}2" in shm.list_segments(prefix)
     assert refresh.reclaim(prefix) == 0
     assert CacheReader(control.name).current().number == 1
     report = refresh.build(open_source(SourceFor(str(items))), control)
     assert report.generation == 3
-    assert segment.list_segments(prefix) == [f"{prefix}3", control.name]
+    assert shm.list_segments(prefix) == [f"{prefix}3", control.name]
 
 
 class Loop:

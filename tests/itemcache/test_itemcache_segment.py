@@ -9,11 +9,11 @@ import posix_ipc
 import pytest
 from item_sources import SERVICE
 
-from procserver.errors import SourceError
-from procserver.itemcache import segment
+from procserver import shm
+from procserver.errors import ServiceError, SharedMemoryError, SourceError
 from procserver.itemcache.control import ControlSegment
-from procserver.itemcache.layout import Owner
 from procserver.itemcache.refresh import reclaim
+from procserver.shm import Owner
 
 DIES_BUILDING = f"""
 import os, signal
@@ -37,50 +37,50 @@ def test_process_start_knows_odd_program_names(tmp_path: Path) -> None:
     with subprocess.Popen(
         [odd, "-c", "input()"], stdin=subprocess.PIPE, executable=odd
     ) as process:
-        started = segment.process_start(process.pid)
-        own = segment.process_start(os.getpid())
+        started = shm.process_start(process.pid)
+        own = shm.process_start(os.getpid())
         assert started is not None
         assert own is not None
         assert started >= own
-        assert segment.is_alive(Owner(process.pid, started))
-        assert not segment.is_alive(Owner(process.pid, started - 1))
+        assert shm.is_alive(Owner(process.pid, started))
+        assert not shm.is_alive(Owner(process.pid, started - 1))
         process.communicate(b"\n")
-    assert segment.process_start(process.pid) is None
+    assert shm.process_start(process.pid) is None
 
 
 def test_service_names_are_cleaned_and_stay_apart() -> None:
-    assert segment.clean_service("rank_v1-a") == "rank_v1-a"
-    names = [
-        segment.clean_service(s) for s in ("a/b", "a.b", "a_b", "", "排序", "x" * 500)
-    ]
+    assert shm.clean_service("rank_v1-a") == "rank_v1-a"
+    names = [shm.clean_service(s) for s in ("a/b", "a.b", "a_b", "", "排序", "x" * 500)]
     assert len(set(names)) == len(names)
     assert all(
         len(name) <= 64 and "/" not in name and "." not in name for name in names
     )
-    assert segment.segment_name("a/b", Owner(12, 3), 4).endswith(".12.4")
+    assert shm.segment_name("a/b", Owner(12, 3), 4).endswith(".12.4")
 
 
-def test_absurd_sizes_fail_before_any_write(shm: Path) -> None:
+def test_absurd_sizes_fail_before_any_write(shm_folder: Path) -> None:
     name = f"/procserver.{SERVICE}-absurd.{os.getpid()}.1"
-    fd = segment.create(name)
+    fd = shm.create(name)
     try:
-        assert (shm / name[1:]).stat().st_mode & 0o777 == 0o600
-        with pytest.raises(SourceError, match=r"\d+ bytes needed .* \d+ free"):
-            segment.allocate(fd, 0, 1 << 50)
+        assert (shm_folder / name[1:]).stat().st_mode & 0o777 == 0o600
+        with pytest.raises(SharedMemoryError, match=r"\d+ bytes needed .* \d+ free"):
+            shm.allocate(fd, 0, 1 << 50)
         assert os.fstat(fd).st_blocks == 0
         with pytest.raises(FileExistsError):
-            segment.create(name)
+            shm.create(name)
     finally:
         os.close(fd)
-        assert segment.unlink(name)
-    assert not segment.unlink(name)
+        assert shm.unlink(name)
+    assert not shm.unlink(name)
 
 
-def test_control_is_one_page_and_mode_0600(control: ControlSegment, shm: Path) -> None:
-    stat = (shm / control.name[1:]).stat()
+def test_control_is_one_page_and_mode_0600(
+    control: ControlSegment, shm_folder: Path
+) -> None:
+    stat = (shm_folder / control.name[1:]).stat()
     assert (stat.st_size, stat.st_mode & 0o777) == (4096, 0o600)
     other = ControlSegment.open(control.name)
-    assert other.owner == control.owner == segment.this_process()
+    assert other.owner == control.owner == shm.this_process()
     assert other.state() == (0, 0)
     number = control.next_number()
     control.publish(number)
@@ -92,10 +92,12 @@ def test_control_is_one_page_and_mode_0600(control: ControlSegment, shm: Path) -
         other.publish(9)
 
 
-def test_control_refuses_what_is_not_one(control: ControlSegment, shm: Path) -> None:
+def test_control_refuses_what_is_not_one(
+    control: ControlSegment, shm_folder: Path
+) -> None:
     with pytest.raises(SourceError, match="no item cache"):
         ControlSegment.open(f"/procserver.{SERVICE}.1.control")
-    path = shm / control.name[1:]
+    path = shm_folder / control.name[1:]
     good = path.read_bytes()
     for bad in (
         b"",
@@ -105,7 +107,7 @@ def test_control_refuses_what_is_not_one(control: ControlSegment, shm: Path) -> 
         good[:13] + b"\xff" * 3,
     ):
         path.write_bytes(bad)
-        with pytest.raises(SourceError):
+        with pytest.raises(ServiceError):
             ControlSegment.open(control.name)
     path.write_bytes(good)
 
@@ -116,34 +118,34 @@ def test_a_live_owners_name_is_not_taken(control: ControlSegment) -> None:
 
 
 def test_dead_owners_are_reclaimed_and_nobody_else(
-    control: ControlSegment, shm: Path
+    control: ControlSegment, shm_folder: Path
 ) -> None:
     done = subprocess.run([sys.executable, "-c", DIES_BUILDING], check=False)
     assert done.returncode == -9
-    dead = [name for name in os.listdir(shm) if f".{SERVICE}-dies." in name]
+    dead = [name for name in os.listdir(shm_folder) if f".{SERVICE}-dies." in name]
     assert sorted(name.rsplit(".", 1)[1] for name in dead) == ["2", "3", "control"]
     pid = int(dead[0].split(".")[-2])
     foreign = [
-        shm / f"procserver.{SERVICE}-dies.{pid}.77",
-        shm / f"procserver.{SERVICE}-dies.notes",
-        shm / f"other.{SERVICE}-dies.{pid}.1",
+        shm_folder / f"procserver.{SERVICE}-dies.{pid}.77",
+        shm_folder / f"procserver.{SERVICE}-dies.notes",
+        shm_folder / f"other.{SERVICE}-dies.{pid}.1",
     ]
     for path in foreign:
         path.write_bytes(b"not ours")
-    unfinished = shm / f"procserver.{SERVICE}-dies.{pid}.9"
+    unfinished = shm_folder / f"procserver.{SERVICE}-dies.{pid}.9"
     unfinished.write_bytes(b"")
-    live_unfinished = shm / f"procserver.{SERVICE}-dies.{os.getpid()}.9"
+    live_unfinished = shm_folder / f"procserver.{SERVICE}-dies.{os.getpid()}.9"
     live_unfinished.write_bytes(b"\0" * 64)
     assert reclaim(f"/procserver.{SERVICE}-dies.") == 4
     for path in (*foreign, live_unfinished):
         assert path.exists()
         path.unlink()
     assert control.state() == (0, 0)
-    assert (shm / control.name[1:]).exists()
+    assert (shm_folder / control.name[1:]).exists()
 
 
-def test_a_reused_pid_is_another_owner(shm: Path) -> None:
-    own = segment.this_process()
+def test_a_reused_pid_is_another_owner(shm_folder: Path) -> None:
+    own = shm.this_process()
     before = ControlSegment.create(f"{SERVICE}-reuse", Owner(own.pid, own.started - 1))
     again = ControlSegment.create(f"{SERVICE}-reuse", own)
     assert again.name == before.name
@@ -155,7 +157,7 @@ def test_create_removes_what_it_cannot_finish(monkeypatch: pytest.MonkeyPatch) -
     def full(*_: object) -> None:
         raise SourceError("full")
 
-    monkeypatch.setattr(segment, "allocate", full)
+    monkeypatch.setattr(shm, "allocate", full)
     with pytest.raises(SourceError, match="full"):
         ControlSegment.create(f"{SERVICE}-full")
 
@@ -167,5 +169,5 @@ def test_foreign_segment_is_not_opened_for_writing() -> None:
     memory.close_fd()
     with pytest.raises(SourceError, match="belongs to another"):
         ControlSegment.create(f"{SERVICE}-foreign")
-    assert (segment.SHM / name[1:]).read_bytes() == b"0123456789"
-    segment.unlink(name)
+    assert (shm.SHM / name[1:]).read_bytes() == b"0123456789"
+    shm.unlink(name)

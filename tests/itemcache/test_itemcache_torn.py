@@ -7,7 +7,7 @@ import time
 import pyarrow as pa
 
 from cython_ext.column import Kind
-from procserver.itemcache import segment
+from procserver import shm
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.writer import GenerationWriter
 
@@ -84,7 +84,7 @@ def test_no_torn_reads_while_publishing(control: ControlSegment) -> None:
         assert reads > 10_000
         assert generations > 20
     prefix = control.name.removesuffix("control")
-    assert len(segment.list_segments(prefix)) == 2
+    assert len(shm.list_segments(prefix)) == 2
 
 
 def test_a_killed_reader_pins_nothing(control: ControlSegment) -> None:
@@ -105,4 +105,4 @@ def test_a_killed_reader_pins_nothing(control: ControlSegment) -> None:
         publish(control)
         reader.kill()
     prefix = control.name.removesuffix("control")
-    assert segment.list_segments(prefix) == [f"{prefix}2", control.name]
+    assert shm.list_segments(prefix) == [f"{prefix}2", control.name]

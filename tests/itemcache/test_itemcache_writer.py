@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from cython_ext.column import Kind
-from procserver.errors import SourceError
-from procserver.itemcache import layout, segment, writer
+from procserver import shm
+from procserver.errors import SharedMemoryError, SourceError
+from procserver.itemcache import layout, writer
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import CacheReader
 from procserver.itemcache.writer import GenerationWriter, column_kind
@@ -23,7 +24,7 @@ def batch(**columns: object) -> pa.RecordBatch:
 
 def names_of(control: ControlSegment) -> list[str]:
     prefix = control.name.removesuffix("control")
-    return [name.removeprefix(prefix) for name in segment.list_segments(prefix)]
+    return [name.removeprefix(prefix) for name in shm.list_segments(prefix)]
 
 
 def test_rows_spread_over_blocks_and_batches(control: ControlSegment) -> None:
@@ -159,8 +160,8 @@ def test_a_build_given_up_leaves_nothing(control: ControlSegment) -> None:
     assert control.state() == (0, 0)
 
 
-def test_taken_names_are_passed_over(control: ControlSegment, shm: Path) -> None:
-    taken = shm / control.generation_name(1)[1:]
+def test_taken_names_are_passed_over(control: ControlSegment, shm_folder: Path) -> None:
+    taken = shm_folder / control.generation_name(1)[1:]
     taken.write_bytes(b"somebody else's")
     with GenerationWriter(control, "id", {}) as build:
         assert build.publish() == 2
@@ -170,10 +171,10 @@ def test_taken_names_are_passed_over(control: ControlSegment, shm: Path) -> None
 
 
 def test_every_name_taken(
-    control: ControlSegment, shm: Path, monkeypatch: pytest.MonkeyPatch
+    control: ControlSegment, shm_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "TRIES", 2)
-    taken = [shm / control.generation_name(n)[1:] for n in (1, 2)]
+    taken = [shm_folder / control.generation_name(n)[1:] for n in (1, 2)]
     for path in taken:
         path.write_bytes(b"x")
     with pytest.raises(SourceError, match="taken"):
@@ -190,16 +191,16 @@ def test_full_memory_is_an_error_with_figures(
     with GenerationWriter(control, "id", {"v": Kind.INT64}) as build:
         build.append(batch(id=["a"], v=[1]))
         build.publish()
-    real = segment.allocate
+    real = shm.allocate
 
     def allocate(fd: int, start: int, stop: int, detail: str = "") -> None:
         real(fd, start, stop if stop < 1 << 19 else stop + (1 << 50), detail)
 
-    monkeypatch.setattr(segment, "allocate", allocate)
+    monkeypatch.setattr(shm, "allocate", allocate)
     rows = 1 << layout.BLOCK_SHIFT
     with (
         pytest.raises(
-            SourceError, match=r"bytes needed .*about \d+ .*40000 rows.* free"
+            SharedMemoryError, match=r"bytes needed .*about \d+ .*40000 rows.* free"
         ),
         GenerationWriter(
             control, "id", {"v": Kind.INT64}, expected_rows=40_000
@@ -214,7 +215,7 @@ SMALL = """
 import os
 import pyarrow as pa
 from cython_ext.column import Kind
-from procserver.errors import SourceError
+from procserver.errors import SharedMemoryError
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import CacheReader
 from procserver.itemcache.writer import GenerationWriter
@@ -228,7 +229,7 @@ try:
         for start in range(0, 1_000_000, 20_000):
             ids = range(start, start + 20_000)
             build.append(pa.RecordBatch.from_pydict({"id": ids, "v": ids}))
-except SourceError as error:
+except SharedMemoryError as error:
     print(error)
 print(CacheReader(control.name).current().get(1), sorted(os.listdir("/dev/shm")))
 control.unlink()

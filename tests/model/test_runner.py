@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from procserver.errors import BadTensor, ModelError, PredictFailed
+from procserver.model.loading import load
 from procserver.model.package import open_package
 from procserver.model.runner import ModelRunner
 
@@ -44,7 +45,7 @@ class Bare(torch.nn.Module):
 def runner(path: Path, module: torch.nn.Module, **options: object) -> ModelRunner:
     file = path / "m.pt"
     torch.jit.script(module).save(str(file))
-    return ModelRunner(open_package(file), **options)  # type: ignore[arg-type]
+    return ModelRunner(load(open_package(file)), **options)  # type: ignore[arg-type]
 
 
 def batch(ids: list[int]) -> dict[str, np.ndarray]:
@@ -139,7 +140,7 @@ def test_files_that_are_no_model(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "m.pt"
     file.write_bytes(content)
     with pytest.raises(ModelError, match=r"m\.pt"):
-        ModelRunner(open_package(file))
+        load(open_package(file))
 
 
 def test_empty_outputs_are_learnt_from_a_warm_up(tmp_path: Path) -> None:

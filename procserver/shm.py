@@ -1,5 +1,14 @@
 """POSIX shared memory segments: names, owners, and the four calls we make.
 
+Every segment of ours is called ``/procserver.<service>.<ownerpid>.<part>`` and begins
+with the same 24 bytes (little-endian)::
+
+    offset  size  field
+         0     8  magic: "PSRV" and four letters for what it holds
+         8     4  layout version of what it holds
+        12     4  owner pid
+        16     8  owner start time (clock ticks, field 22 of /proc/PID/stat)
+
 A segment is created with ``O_CREX`` and mode 0600 (an existing name is never
 opened for writing, for that would resize what is not ours), given its memory by
 ``posix_fallocate`` (a sparse file on a full tmpfs is a SIGBUS later on), and
@@ -10,28 +19,29 @@ unlinks a segment when any reader exits.
 import hashlib
 import os
 import re
+import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import posix_ipc
 
 from cython_ext.shm import Mapping
-from procserver.errors import SourceError
-from procserver.itemcache.layout import (
-    CONTROL_CHECKSUM,
-    CONTROL_MAGIC,
-    HEAD_BYTES,
-    MAGIC,
-    SEALED,
-    Header,
-    Owner,
-    unpack_control,
-)
+from procserver.errors import SharedMemoryError
 
 SHM = Path("/dev/shm")
 PREFIX = "procserver."
-CONTROL = "control"
+FAMILY = b"PSRV"
+PROLOGUE = struct.Struct("<8sIIQ")
 LONGEST_SERVICE = 64
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that owns segments: its pid alone could be another's by now."""
+
+    pid: int
+    started: int
 
 
 def process_start(pid: int) -> int | None:
@@ -74,15 +84,8 @@ def clean_service(service: str) -> str:
 
 
 def segment_name(service: str, owner: Owner, part: int | str) -> str:
-    """``/procserver.<service>.<ownerpid>.<generation or "control">``."""
+    """``/procserver.<service>.<ownerpid>.<part>``."""
     return f"/{PREFIX}{clean_service(service)}.{owner.pid}.{part}"
-
-
-def base_name(name: str) -> str:
-    """The generation that a companion belongs to, by their names."""
-    # NOTE: a service's name may hold a dash too, but no dot.
-    start, dot, part = name.rpartition(".")
-    return start + dot + part.partition("-")[0]
 
 
 def list_segments(prefix: str) -> list[str]:
@@ -99,21 +102,25 @@ def create(name: str) -> int:
     """Creates an empty segment; returns its descriptor, the caller's to close.
 
     :raises FileExistsError: if the name is taken, by whomever
-    :raises SourceError: if the system refuses
+    :raises SharedMemoryError: if the system refuses
     """
     try:
         memory = posix_ipc.SharedMemory(name, flags=posix_ipc.O_CREX, mode=0o600)
     except posix_ipc.ExistentialError:
         raise FileExistsError(f"shared memory {name} exists") from None
     except (OSError, posix_ipc.Error) as error:
-        raise SourceError(f"cannot create shared memory {name}: {error}") from error
+        raise SharedMemoryError(
+            f"cannot create shared memory {name}: {error}"
+        ) from error
     return int(memory.fd)
 
 
-def allocate(fd: int, start: int, stop: int, detail: str = "") -> None:
+def allocate(
+    fd: int, start: int, stop: int, detail: str = "", *, purpose: str = "the item cache"
+) -> None:
     """Gives the segment zeroed memory for its bytes ``start`` to ``stop``.
 
-    :raises SourceError: with needed and free bytes, if there is not enough;
+    :raises SharedMemoryError: with needed and free bytes, if there is not enough;
         nothing has been written then
     """
     try:
@@ -121,9 +128,9 @@ def allocate(fd: int, start: int, stop: int, detail: str = "") -> None:
     except OSError as error:
         stats = os.statvfs(SHM)
         free = stats.f_bavail * stats.f_frsize
-        raise SourceError(
-            f"no shared memory for the item cache: {stop - start} bytes needed"
-            f" ({stop} in this generation{detail}), {free} free in {SHM}"
+        raise SharedMemoryError(
+            f"no shared memory for {purpose}: {stop - start} bytes needed"
+            f" ({stop} in this segment{detail}), {free} free in {SHM}"
             f" ({error.strerror}); enlarge it, for example with --shm-size"
         ) from error
 
@@ -132,18 +139,18 @@ def attach(name: str) -> Mapping:
     """Maps an existing segment read-only.
 
     :raises FileNotFoundError: if there is none of that name
-    :raises SourceError: if it is empty or the system refuses
+    :raises SharedMemoryError: if it is empty or the system refuses
     """
     try:
         memory = posix_ipc.SharedMemory(name, read_only=True)
     except posix_ipc.ExistentialError:
         raise FileNotFoundError(f"no shared memory {name}") from None
     except (OSError, posix_ipc.Error) as error:
-        raise SourceError(f"cannot open shared memory {name}: {error}") from error
+        raise SharedMemoryError(f"cannot open shared memory {name}: {error}") from error
     try:
         size = os.fstat(memory.fd).st_size
         if not size:
-            raise SourceError(f"shared memory {name} is empty")
+            raise SharedMemoryError(f"shared memory {name} is empty")
         return Mapping(memory.fd, size)
     finally:
         memory.close_fd()
@@ -170,28 +177,15 @@ def recorded_owner(name: str) -> Owner | None:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_uid != os.geteuid():
                 return None
-            head = file.read(HEAD_BYTES)
+            head = file.read(PROLOGUE.size)
     except (OSError, ValueError, IndexError):
         return None
     if not any(head):
         return Owner(pid, 0)
-    try:
-        if head[:8] == CONTROL_MAGIC:
-            return unpack_control(head[: CONTROL_CHECKSUM + 8])
-        if head[:8] == MAGIC:
-            return Header.unpack(head).owner
-    except SourceError:
+    if len(head) < PROLOGUE.size or not head.startswith(FAMILY):
         return None
-    return None
-
-
-def is_sealed(name: str) -> bool:
-    """Whether a generation or companion was completed."""
-    try:
-        with (SHM / name.removeprefix("/")).open("rb") as file:
-            return bool(Header.unpack(file.read(HEAD_BYTES)).flags & SEALED)
-    except (OSError, SourceError):
-        return False
+    _, _, pid, started = PROLOGUE.unpack(head)
+    return Owner(pid, started)
 
 
 def dead_segments(prefix: str) -> Iterator[str]:
@@ -212,7 +206,7 @@ def dead_segments(prefix: str) -> Iterator[str]:
 def reclaim(prefix: str = f"/{PREFIX}") -> int:
     """Unlinks the segments of dead owners; returns how many.
 
-    A segment counts as ours when its name, its uid and its header say so; the
+    A segment counts as ours when its name, its uid and its first bytes say so; the
     owner is dead when no process has its pid and start time. Live owners' and
     foreign segments are never touched.
     """

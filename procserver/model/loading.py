@@ -1,0 +1,74 @@
+"""From the files of an export to a module that can be called."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from procserver.errors import ModelError
+from procserver.model.package import ModelPackage
+
+log = logging.getLogger("procserver.model")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A module on its device, and the tables that it does not hold itself.
+
+    ``tables`` are the sparse tables of a distributed-embedding export, by their
+    name in the shards. ``shared`` tells whether the weights live in memory that
+    other workers map too.
+    """
+
+    package: ModelPackage
+    module: torch.jit.ScriptModule
+    tables: Mapping[str, np.ndarray] = field(default_factory=dict)
+    shared: bool = False
+
+
+def load(package: ModelPackage, *, device: str = "cpu") -> LoadedModel:
+    """Reads the model into this process's own memory.
+
+    :raises ModelError: if the script is damaged or uses operators that are not here
+    """
+    started = time.monotonic()
+    module = _script(package, torch.device(device))
+    log.info(
+        "model %s loaded on %s in %.2f s",
+        package.version,
+        device,
+        time.monotonic() - started,
+    )
+    return LoadedModel(package, module)
+
+
+def _script(package: ModelPackage, device: torch.device) -> torch.jit.ScriptModule:
+    try:
+        module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+            str(package.script), map_location=device
+        )
+    except (RuntimeError, ValueError) as error:
+        text = str(error)
+        operator = re.search(r"Unknown builtin op: (\w+)::", text)
+        if operator and operator.group(1) == "fbgemm":
+            raise ModelError(
+                f"{package.script.name} uses fbgemm operators, "
+                "which this installation does not have"
+            ) from error
+        if operator:
+            raise ModelError(
+                f"{package.script.name} uses operators of the library "
+                f"{operator.group(1)!r}, which is not loaded"
+            ) from error
+        first = text.strip().splitlines()[0] if text.strip() else "unreadable"
+        raise ModelError(
+            f"{package.script.name} is not a TorchScript archive: {first}"
+        ) from error
+    module.eval()
+    return module
