@@ -15,12 +15,46 @@ ACC_JSON = "model_acc.json"
 
 
 @dataclass(frozen=True)
+class SparseFiles:
+    """What the script of a distributed-embedding export does not hold itself.
+
+    ``dense_meta`` says what the dense script is called with; ``folder`` holds the
+    tables as ``sparse_embeddings-RR-of-WW.npz`` and
+    ``sparse_dynamic_embedding-RR-of-WW.npz`` with their JSON companions.
+    """
+
+    dense_meta: Path
+    folder: Path
+
+    @property
+    def tables(self) -> Path:
+        """Table -> features, dimension, dtype, shape, quantisation."""
+        return self.folder / "sparse_embedding.json"
+
+    @property
+    def features(self) -> Path:
+        """Feature -> table and pooling."""
+        return self.folder / "sparse_features.json"
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        """The archives of ordinary tables, by name."""
+        return tuple(sorted(self.folder.glob("sparse_embeddings-*-of-*.npz")))
+
+    @property
+    def dynamic_shards(self) -> tuple[Path, ...]:
+        """The archives of tables with keys of their own, by name."""
+        return tuple(sorted(self.folder.glob("sparse_dynamic_embedding-*-of-*.npz")))
+
+
+@dataclass(frozen=True)
 class ModelPackage:
     """The files of one model version, found but not loaded.
 
     ``version`` names what is served: the directory's name and the script's
     time stamp, so that an export replaced in place is told apart.
-    ``input_tile`` is 0, 2 or 3.
+    ``input_tile`` is 0, 2 or 3; 3 for an export with distributed embeddings,
+    whose other files are ``sparse``.
     """
 
     directory: Path
@@ -29,6 +63,7 @@ class ModelPackage:
     input_tile: int
     version: str
     acc: Mapping[str, str] = field(default_factory=dict)
+    sparse: SparseFiles | None = None
 
 
 def open_package(path: Path, *, input_tile: int | None = None) -> ModelPackage:
@@ -56,6 +91,10 @@ def open_package(path: Path, *, input_tile: int | None = None) -> ModelPackage:
         script = found[0]
     fg_json = path / FG_JSON
     tile = acc.get("INPUT_TILE")
+    sparse = _sparse_files(path, acc)
+    if sparse is not None:
+        # NOTE: the exporter forces this and need not record it.
+        tile = "3"
     return ModelPackage(
         directory=path,
         script=script,
@@ -63,7 +102,25 @@ def open_package(path: Path, *, input_tile: int | None = None) -> ModelPackage:
         input_tile=_tile(tile) if tile is not None else input_tile or 0,
         version=_version(script, path.name),
         acc=acc,
+        sparse=sparse,
     )
+
+
+def _sparse_files(path: Path, acc: Mapping[str, str]) -> SparseFiles | None:
+    if acc.get("DISTRIBUTED_EMBEDDING", "")[:1] != "1":
+        return None
+    sparse = SparseFiles(path / "dense_meta.json", path / "sparse")
+    for file in (sparse.dense_meta, sparse.tables, sparse.features):
+        if not file.is_file():
+            raise ModelError(
+                "this export has distributed embeddings, but holds no "
+                f"{file.relative_to(path)}"
+            )
+    if not sparse.shards and not sparse.dynamic_shards:
+        raise ModelError(
+            "this export has distributed embeddings, but no tables (.npz) in sparse/"
+        )
+    return sparse
 
 
 def _tile(value: str) -> int:
@@ -105,5 +162,3 @@ def _refuse_other_runtimes(path: Path, acc: Mapping[str, str]) -> None:
         raise ModelError(
             "this export has two towers: point the service at its user/ or item/ folder"
         )
-    if acc.get("DISTRIBUTED_EMBEDDING") == "1":
-        raise ModelError("exports with distributed embeddings are not served yet")

@@ -66,7 +66,7 @@ def test_two_scripts_are_ambiguous(tmp_path: Path) -> None:
     [
         ({"ENABLE_AOT": "2"}, "AOTInductor"),
         ({"ENABLE_TRT": "1"}, "TensorRT"),
-        ({"DISTRIBUTED_EMBEDDING": "1"}, "distributed"),
+        ({"DISTRIBUTED_EMBEDDING": "1"}, r"dense_meta\.json"),
     ],
 )
 def test_other_runtimes_are_refused_by_name(
@@ -92,3 +92,27 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (path / "model_acc.json").write_text("{")
     with pytest.raises(ModelError, match=r"model_acc\.json"):
         open_package(path)
+
+
+def test_distributed_embeddings_mean_tile_3_and_files_beside_the_script(
+    tmp_path: Path,
+) -> None:
+    path = export(tmp_path / "export", DISTRIBUTED_EMBEDDING="1")
+    (path / "sparse").mkdir()
+    for name in ("dense_meta.json", "sparse/sparse_embedding.json"):
+        (path / name).write_text("{}")
+    with pytest.raises(ModelError, match=r"sparse_features\.json"):
+        open_package(path)
+    (path / "sparse/sparse_features.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"no tables"):
+        open_package(path)
+    for rank in (1, 0):
+        (path / f"sparse/sparse_embeddings-0{rank}-of-02.npz").write_bytes(b"PK")
+    package = open_package(path, input_tile=2)
+    assert package.input_tile == 3
+    assert package.sparse is not None
+    assert [shard.name for shard in package.sparse.shards] == [
+        "sparse_embeddings-00-of-02.npz",
+        "sparse_embeddings-01-of-02.npz",
+    ]
+    assert package.sparse.dynamic_shards == ()
