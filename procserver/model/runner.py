@@ -14,6 +14,7 @@ import torch
 
 from procserver.errors import BadTensor, ModelError, PredictFailed
 from procserver.model.loading import LoadedModel
+from procserver.model.sparse import SparseEmbeddings
 
 log = logging.getLogger("procserver.model")
 
@@ -58,6 +59,11 @@ class ModelRunner:
         self._filter = tuple(outputs)
         self._lock = threading.Lock()
         self._module = model.module
+        self._sparse = (
+            None
+            if model.package.sparse is None
+            else SparseEmbeddings(model.package, model.tables)
+        )
         arguments = _arguments(self._module)
         self.takes_dict = bool(arguments) and "Dict" in arguments[0][1]
         self.takes_device = len(arguments) > 1 and arguments[1][1] == "Device"
@@ -71,8 +77,11 @@ class ModelRunner:
 
         :param tensors: name -> array in the tensor contract's dtype and shape
         :returns: output name -> array, those of ``outputs`` in its order
+        :raises BadTensor: if an id is outside of its embedding table
         :raises PredictFailed: if the model fails
         """
+        if self._sparse is not None:
+            tensors = self._sparse.join(tensors)
         batch = {name: torch.from_numpy(array) for name, array in tensors.items()}
         try:
             result = self._call(batch)
@@ -95,6 +104,11 @@ class ModelRunner:
         batch = {
             name: _tensor(dtype, array) for name, (dtype, array) in tensors.items()
         }
+        if self._sparse is not None:
+            given = {name: array for name, (_, array) in tensors.items()}
+            for name, array in self._sparse.join(given).items():
+                if given.get(name) is not array:
+                    batch[name] = torch.from_numpy(array)
         try:
             result = self._call(batch)
         except (RuntimeError, IndexError) as error:
