@@ -58,20 +58,22 @@ class SparseEmbeddings:
         self._tables: dict[str, Table] = {}
         self._pooled: list[Pooled] = []
         self._singles: list[Single] = []
+        # In the order of the outputs: groups, then single features.
         self._plan: list[tuple[str, Table, str, int]] = []
-        for name, impls in read_object(package.sparse.dense_meta).items():
+        meta = read_object(package.sparse.dense_meta)
+        for name, impls in meta.items():
             if not isinstance(impls, list) or not all(
                 isinstance(impl, str) for impl in impls
             ):
                 raise ModelError(
                     f"{self._files.dense_meta.name}: {name!r} is not a list of names"
                 )
-            if name == SEQUENCES:
-                self._add_singles(impls, tables)
-            elif impls:
+            if name != SEQUENCES and impls:
                 self._add_pooled(name, impls, tables)
+        self._add_singles(meta.get(SEQUENCES, []), tables)
         self._lookups = Lookups(*zip(*self._plan, strict=True)) if self._plan else None
-        self.features = tuple(dict.fromkeys(name for name, *_ in self._plan))
+        self._names = tuple(name for name, *_ in self._plan)
+        self.features = tuple(dict.fromkeys(self._names))
 
     def join(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The tensors together with the embeddings of their ids.
@@ -102,10 +104,9 @@ class SparseEmbeddings:
             joined[f"{feature}__lengths"] = lengths[feature]
             outs.append(out)
         if self._lookups is not None:
-            names = [name for name, *_ in self._plan]
             self._lookups.run(
-                [values[name] for name in names],
-                [lengths[name] for name in names],
+                [values[name] for name in self._names],
+                [lengths[name] for name in self._names],
                 outs,
             )
         return joined

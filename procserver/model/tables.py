@@ -6,6 +6,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,27 +139,32 @@ class Shards:
     """The ``.npz`` archives of one kind, in the order of their ranks."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        _check_world(paths)
         self._archives: list[tuple[Path, Any]] = []
-        for path in paths:
-            try:
-                archive = np.load(path, allow_pickle=False)
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-                self.__exit__()
-                raise ModelError(
-                    f"{path.name} is not a readable .npz archive: {error}"
-                ) from error
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                self.__exit__()
-                raise ModelError(f"{path.name} is not a .npz archive")
-            self._archives.append((path, archive))
-        _check_ranks(paths)
+        # NOTE: numpy leaves a file open when it turns out to be no archive.
+        self._files = ExitStack()
+        with self._files:
+            for path in paths:
+                self._archives.append((path, self._open(path)))
+            self._files = self._files.pop_all()
+
+    def _open(self, path: Path) -> Any:
+        try:
+            file = self._files.enter_context(path.open("rb"))
+            archive = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ModelError(
+                f"{path.name} is not a readable .npz archive: {error}"
+            ) from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ModelError(f"{path.name} is not a .npz archive")
+        return self._files.enter_context(archive)
 
     def __enter__(self) -> Shards:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _path, archive in self._archives:
-            archive.close()
+        self._files.close()
 
     @property
     def names(self) -> str:
@@ -179,12 +185,14 @@ class Shards:
             yield path.name, array
 
 
-def _check_ranks(paths: Sequence[Path]) -> None:
-    """Refuses a folder from which a shard is missing: its rows would be, too."""
-    for path in paths:
-        world = path.stem.rpartition("-of-")[2]
-        if not world.isdigit() or int(world) != len(paths):
-            raise ModelError(f"{path.name}: but {len(paths)} such shards are there")
+def _check_world(paths: Sequence[Path]) -> None:
+    """Refuses shards of different exports; a missing one shows in the rows."""
+    # NOTE: a rank without keyed rows writes no dynamic shard.
+    worlds = {path.stem.rpartition("-of-")[2] for path in paths}
+    if len(worlds) > 1:
+        raise ModelError(
+            f"{', '.join(path.name for path in paths)}: shards of different exports"
+        )
 
 
 def _fixed_table(spec: TableSpec, shards: Shards) -> np.ndarray:
