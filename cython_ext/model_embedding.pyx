@@ -53,7 +53,7 @@ cdef extern from * nogil:
     float half_value "procserver_half"(uint16_t half)
 
 cdef enum:
-    AHEAD = 12               # rows fetched ahead of the one that is read
+    AHEAD = 20               # rows fetched ahead of the one that is read
     LINE = 64
     MOST_LINES = 8           # of one row; what follows the hardware fetches itself
     TRAILER = 4              # bytes of scale and offset behind INT8 codes
@@ -85,6 +85,7 @@ ctypedef struct Rows:
     int64_t rows
     int64_t dim
     int64_t stride           # bytes from row to row
+    int64_t fetched          # bytes of a row that are asked for ahead
     const Slot *slots        # NULL: an id is its row number
     int64_t capacity
     Kind kind
@@ -133,6 +134,7 @@ cdef class Table:
             raise ValueError(f"a table cannot have {self.rows_.dim} columns")
         self.rows_.rows = array.shape[0]
         self.rows_.stride = array.shape[1] * array.itemsize
+        self.rows_.fetched = min(self.rows_.stride, <int64_t>(MOST_LINES * LINE))
         self.rows_.base = <const char *>cnp.PyArray_DATA(array)
         self._array = array
         if slots is not None:
@@ -437,9 +439,12 @@ cdef void _find(
 
 cdef inline void _fetch(const Rows *table, int64_t row) noexcept nogil:
     cdef const char *at = table.base + row * table.stride
-    cdef int64_t line
-    for line in range(min((table.stride + LINE - 1) // LINE, <int64_t>MOST_LINES)):
-        prefetch(at + line * LINE)
+    cdef int64_t line = 0
+    while line < table.fetched:
+        prefetch(at + line)
+        line += LINE
+    # NOTE: rows are not aligned to lines: the last byte may lie in one more.
+    prefetch(at + table.fetched - 1)
 
 
 cdef void _gather(const Job *job, const int64_t *rows) noexcept nogil:
