@@ -96,6 +96,10 @@ class RankingPipeline:
         self._split: tuple[Generation, Pregenerated | None] | None = None
 
     def predict(self, body: bytes | bytearray | memoryview) -> Reply:
+        with self._runner.coming():
+            return self._predict(body)
+
+    def _predict(self, body: bytes | bytearray | memoryview) -> Reply:
         request = torchrec_wire.decode(body)
         if request.is_empty:
             raise BadRequest(
@@ -277,6 +281,10 @@ class BypassPipeline:
         self._runner = runner
 
     def predict(self, body: bytes | bytearray | memoryview) -> Reply:
+        with self._runner.coming():
+            return self._predict(body)
+
+    def _predict(self, body: bytes | bytearray | memoryview) -> Reply:
         request = torch_wire.decode(body)
         if request.map_inputs:
             named = {n: (a.dtype, a.values) for n, a in request.map_inputs.items()}

@@ -105,6 +105,13 @@ def _export(service: ServiceConfig, place: Path, found: Findings) -> None:
     if acc is None:
         return
     tile = str(acc.get("INPUT_TILE", ""))[:1]
+    if service.rpc.batching and (
+        tile in ("2", "3") or ("INPUT_TILE" not in acc and service.envs.input_tile)
+    ):
+        found.warnings.append(
+            "metadata.rpc.batching: requests of an INPUT_TILE export cannot be "
+            "merged, so each is a forward pass of its own"
+        )
     if tile in ("2", "3"):
         found.summary += f"; INPUT_TILE {tile}"
         given = service.envs.input_tile

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from procserver.app import Service
 from procserver.config import ServiceConfig
-from procserver.errors import ModelError, ProcserverError
+from procserver.errors import ModelError, RequestError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
 from procserver.model.loading import load
 from procserver.model.package import ModelPackage, open_package
-from procserver.model.runner import ModelRunner
+from procserver.model.runner import Batching, ModelRunner
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
 
@@ -24,19 +25,34 @@ WARM_UP_SUFFIXES = (".bin", ".pb")
 
 
 def build_service(
-    service: ServiceConfig, control_name: str | None, device: str
+    service: ServiceConfig,
+    control_name: str | None,
+    device: str,
+    on_device_lost: Callable[[], None] = lambda: None,
 ) -> Service:
     """Loads everything that one worker needs and warms it up.
 
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
+    :param on_device_lost: called when the GPU fails for good
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
     package = open_package(service.model_dir, input_tile=service.envs.input_tile)
-    pipeline = _pipeline(service, package, control_name, device)
+    model = load(package, device=device)
+    runner = ModelRunner(
+        model,
+        device=device,
+        outputs=service.model.outputs,
+        batching=_batching(service),
+        plain_no_grad=service.envs.no_grad_guard,
+        on_device_lost=on_device_lost,
+    )
+    pipeline = _pipeline(service, package, control_name, runner)
     started = time.monotonic()
     pipeline.warm_up()
     _replay(pipeline, service.warm_up_data_path)
+    if runner.lost:
+        raise ModelError(f"device {device} failed during the warm-up")
     log.info("warmed up in %.2f s", time.monotonic() - started)
     token = service.token.reveal() if service.token is not None else None
     return Service(
@@ -52,10 +68,8 @@ def _pipeline(
     service: ServiceConfig,
     package: ModelPackage,
     control_name: str | None,
-    device: str,
+    runner: ModelRunner,
 ) -> Pipeline:
-    model = load(package, device=device)
-    runner = ModelRunner(model, device=device, outputs=service.model.outputs)
     if service.model.fg_mode == "bypass":
         return BypassPipeline(runner)
     if package.fg_json is None:
@@ -83,6 +97,17 @@ def _pipeline(
     )
 
 
+def _batching(service: ServiceConfig) -> Batching | None:
+    rpc = service.rpc
+    if not rpc.batching or rpc.max_batch_size == 1:
+        return None
+    return Batching(
+        most_requests=rpc.max_batch_size,
+        patience=rpc.max_batch_timeout_ms / 1000,
+        most_rows=service.host.max_items,
+    )
+
+
 def _replay(pipeline: Pipeline, path: Path | None) -> None:
     """Runs recorded request bodies (EAS ``warm_up_data_path``).
 
@@ -100,5 +125,5 @@ def _replay(pipeline: Pipeline, path: Path | None) -> None:
         try:
             for _ in range(WARM_UP_ROUNDS):
                 pipeline.predict(body)
-        except ProcserverError as error:
+        except RequestError as error:
             log.warning("warm-up request %s failed: %s", file.name, error)
