@@ -37,8 +37,9 @@ CARRIED: dict[int, torch.dtype] = {
 # inputs, so torch's reminder about read-only memory is only noise here.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
-# What a failing pass raises; anything else is a bug of ours.
-_FAILURES = (RuntimeError, IndexError)
+# What a failing pass raises, by an operator or by a script's own ``raise``;
+# anything else is a bug of ours.
+_FAILURES: tuple[type[Exception], ...] = (RuntimeError, IndexError, torch.jit.Error)
 
 
 @dataclass(frozen=True)
