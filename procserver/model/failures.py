@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -100,53 +100,56 @@ def device_lost() -> DeviceLost:
 
 
 def _outside(text: str, given: Tensors, runs: Callable[[Tensors], bool]) -> str:
+    ids = [name for name, tensor in _ids(given) if tensor.numel()]
     for pattern in _NUMBERS:
         numbers = pattern.search(text)
-        if numbers:
-            found = int(numbers["id"])
-            bound = int(numbers["bound"])
-            names = [
-                _at(name, tensor, found)
-                for name, tensor in _ids(given)
-                if bool((tensor == found).any())
-            ]
-            if names:
-                return (
-                    f"{' or '.join(names[:4])}: id {found} is outside of its "
-                    f"table of {bound} rows"
-                )
-    culprit = _culprit(given, runs)
-    if culprit is None:
+        if numbers is None:
+            continue
+        found = int(numbers["id"])
+        holders = [name for name in ids if bool((given[name] == found).any())]
+        if holders:
+            culprit = holders[0]
+            if len(holders) > 1:
+                found_out = _culprit(given, holders, runs)
+                culprit = found_out[0] if found_out else culprit
+            return (
+                f"{_at(culprit, given[culprit], found)}: id {found} is outside of its "
+                f"table of {numbers['bound']} rows"
+            )
+    found_out = _culprit(given, ids, runs)
+    if found_out is None:
         return f"the model refuses an index; given: {_shapes(given)}"
-    tensor = given[culprit]
+    name, others = found_out
+    tensor = given[name]
     worst = int(tensor.max())
-    if int(tensor.min()) < 0 and runs({**given, culprit: tensor.clamp(min=0)}):
+    if int(tensor.min()) < 0 and runs({**others, name: tensor.clamp(min=0)}):
         worst = int(tensor.min())
-    return f"{_at(culprit, tensor, worst)}: id {worst} is outside of its table"
+    return f"{_at(name, tensor, worst)}: id {worst} is outside of its table"
 
 
-def _culprit(given: Tensors, runs: Callable[[Tensors], bool]) -> str | None:
-    """The tensor with which the model fails and without whose ids it does not.
+def _culprit(
+    given: Tensors, names: Sequence[str], runs: Callable[[Tensors], bool]
+) -> tuple[str, Tensors] | None:
+    """A tensor whose ids alone make the model fail, and all others without fault.
 
     Halving: with the ids of the first k tensors set to 0, a row that every table
     has, the model runs for exactly those k that leave no culprit out.
     """
-    names = [name for name, tensor in _ids(given) if tensor.numel()]
 
-    def runs_without(count: int) -> bool:
+    def without(count: int) -> Tensors:
         zeroed = {name: torch.zeros_like(given[name]) for name in names[:count]}
-        return runs({**given, **zeroed})
+        return {**given, **zeroed}
 
-    if not names or not runs_without(len(names)):
+    if not names or not runs(without(len(names))):
         return None
     low, high = 0, len(names)
     while high - low > 1:
         middle = (low + high) // 2
-        if runs_without(middle):
+        if runs(without(middle)):
             high = middle
         else:
             low = middle
-    return names[low]
+    return names[low], without(low)
 
 
 def _ids(given: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
