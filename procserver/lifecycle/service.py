@@ -12,8 +12,9 @@ from procserver.config import ServiceConfig
 from procserver.errors import ModelError, RequestError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
+from procserver.model.integrity import verify
 from procserver.model.loading import load
-from procserver.model.package import ModelPackage, open_package
+from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import Batching, ModelRunner
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
@@ -37,7 +38,10 @@ def build_service(
     :param on_device_lost: called when the GPU fails for good
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
-    package = open_package(service.model_dir, input_tile=service.envs.input_tile)
+    package = open_served(service)
+    for notice in package.notices:
+        log.info("model: %s", notice)
+    verify(package)
     model = load(package, device=device)
     runner = ModelRunner(
         model,
