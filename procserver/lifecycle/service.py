@@ -14,6 +14,7 @@ from procserver.itemcache.reader import CacheReader
 from procserver.model.loading import load
 from procserver.model.package import ModelPackage, open_package
 from procserver.model.runner import ModelRunner
+from procserver.observe import metrics
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
 
@@ -55,6 +56,8 @@ def _pipeline(
     device: str,
 ) -> Pipeline:
     model = load(package, device=device)
+    metrics.MODEL.set(package.version, "shared" if model.shared else "own")
+    metrics.MODEL_BYTES.set(package.script.stat().st_size)
     runner = ModelRunner(model, device=device, outputs=service.model.outputs)
     if service.model.fg_mode == "bypass":
         return BypassPipeline(runner)
@@ -100,5 +103,7 @@ def _replay(pipeline: Pipeline, path: Path | None) -> None:
         try:
             for _ in range(WARM_UP_ROUNDS):
                 pipeline.predict(body)
+            metrics.WARM_UP.add(1, "replayed")
         except ProcserverError as error:
+            metrics.WARM_UP.add(1, "failed")
             log.warning("warm-up request %s failed: %s", file.name, error)
