@@ -67,10 +67,12 @@ def record(trace: Trace, status: str) -> None:
     metrics.REQUESTS.add(1, status)
     metrics.WORKER_REQUESTS.add()
     metrics.REQUEST_SECONDS.observe_ns(took)
-    observe = metrics.STAGE_SECONDS.observe_ns
-    for stage, nanoseconds in zip(STAGES, trace.stages, strict=True):
+    # One more cell is there than stages: that of unknown ones.
+    for nanoseconds, cell in zip(
+        trace.stages, metrics.STAGE_SECONDS.cells, strict=False
+    ):
         if nanoseconds:
-            observe(nanoseconds, stage)
+            cell.observe(nanoseconds)
     if trace.items:
         metrics.ITEMS.add(trace.items)
     if trace.missing:
