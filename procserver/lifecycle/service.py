@@ -16,6 +16,7 @@ from procserver.model.integrity import verify
 from procserver.model.loading import load
 from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import Batching, ModelRunner
+from procserver.observe import metrics
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
 
@@ -43,6 +44,8 @@ def build_service(
         log.info("model: %s", notice)
     verify(package)
     model = load(package, device=device)
+    metrics.MODEL.set(package.version, "shared" if model.shared else "own")
+    metrics.MODEL_BYTES.set(package.script.stat().st_size)
     runner = ModelRunner(
         model,
         device=device,
@@ -129,5 +132,7 @@ def _replay(pipeline: Pipeline, path: Path | None) -> None:
         try:
             for _ in range(WARM_UP_ROUNDS):
                 pipeline.predict(body)
+            metrics.WARM_UP.add(1, "replayed")
         except RequestError as error:
+            metrics.WARM_UP.add(1, "failed")
             log.warning("warm-up request %s failed: %s", file.name, error)

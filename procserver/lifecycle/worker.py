@@ -14,6 +14,8 @@ from procserver.errors import ProcserverError
 from procserver.lifecycle.boot import master
 from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.process import die_with_parent, keep_memory
+from procserver.lifecycle.reports import Reporter
+from procserver.observe import metrics
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -29,6 +31,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     slot: int
     workers: int
     cores: list[int]
+    reporter: Reporter | None = None
 
     def get_thread_pool(self) -> futures.ThreadPoolExecutor:
         return futures.ThreadPoolExecutor(
@@ -110,6 +113,7 @@ def post_fork(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, first of all."""
     die_with_parent(worker.ppid)
     keep_memory()
+    metrics.join(metrics.worker_row(worker.slot))
     state = master()
     for age, reports in state.reports.items():
         if age != worker.age:
@@ -122,4 +126,11 @@ def post_fork(server: Any, worker: Worker) -> None:
 
 def post_worker_init(worker: Worker) -> None:
     """Gunicorn hook: in the worker, loaded and warm, before it accepts."""
-    worker.reports.in_child().send("ready", pid=os.getpid())
+    worker.reporter = worker.reports.in_child()
+    worker.reporter.send("ready", pid=os.getpid())
+
+
+def worker_exit(server: Any, worker: Worker) -> None:
+    """Gunicorn hook: in the worker, last of all, unless a signal killed it."""
+    if worker.reporter is not None:
+        worker.reporter.send("leaving")
