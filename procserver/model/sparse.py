@@ -19,8 +19,9 @@ import numpy as np
 
 from cython_ext.model_embedding import Lookups, Table, row_lengths
 from procserver.errors import BadTensor, ModelError
+from procserver.model.documents import read_object
 from procserver.model.package import ModelPackage
-from procserver.model.tables import SLOTS, read_object
+from procserver.model.tables import SLOTS
 
 SEQUENCES = "sequence__ec"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from cython_ext.model_embedding import index_keys
 from procserver.errors import ModelError
+from procserver.model.documents import read_object
 from procserver.model.package import ModelPackage, SparseFiles
 
 log = logging.getLogger("procserver.model")
@@ -74,20 +74,6 @@ def read_tables(package: ModelPackage) -> dict[str, np.ndarray]:
                     log.warning("table %s: %d keys twice", spec.name, replaced)
                 tables[spec.name], tables[spec.name + SLOTS] = values, slots
     return tables
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of the export.
-
-    :raises ModelError: if there is none
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path.name} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path.name} is not a JSON object")
-    return content
 
 
 def read_specs(sparse: SparseFiles) -> dict[str, TableSpec]:
