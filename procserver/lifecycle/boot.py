@@ -21,12 +21,14 @@ from gunicorn.errors import HaltServer
 from procserver.config import ServiceConfig
 from procserver.config.fetch import fetch
 from procserver.errors import ServiceError
+from procserver.lifecycle.deaths import OomKills
 from procserver.lifecycle.process import run_in_child
 from procserver.lifecycle.refresher import Refresher
-from procserver.lifecycle.reports import Reports
+from procserver.lifecycle.reports import Message, Reports
 from procserver.lifecycle.settings import Settings, service_settings
 from procserver.lifecycle.weights import EVENT as WEIGHTS
 from procserver.lifecycle.weights import Weights
+from procserver.observe import metrics
 from procserver.shm import reclaim
 
 EXIT_CANARY_DIED = 3
@@ -50,6 +52,8 @@ class Master:
     slots: dict[int, int] = field(default_factory=dict)
     reports: dict[int, Reports] = field(default_factory=dict)
     ready: set[int] = field(default_factory=set)
+    leaving: set[int] = field(default_factory=set)
+    oom_kills: OomKills = field(default_factory=OomKills)
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -95,6 +99,7 @@ def on_starting(server: Any) -> None:
         removed = reclaim()
         if removed:
             server.log.info("removed %d shared segments of dead owners", removed)
+        metrics.create(service.name, server.cfg.workers)
         if service.item_source is not None:
             state.refresher = Refresher(service, service.item_source)
             state.control_name = state.refresher.control_name
@@ -199,6 +204,7 @@ def supervise(server: Any) -> None:
     """Reads what children report and restarts the refresher if it died."""
     state = master()
     _note_reports()
+    metrics.WORKERS_READY.set(len(state.ready))
     if not state.has_been_ready and len(state.ready) >= server.num_workers:
         state.has_been_ready = True
         server.log.info(
@@ -217,12 +223,19 @@ def _note_reports() -> None:
     for age, reports in list(state.reports.items()):
         reports.in_master()
         for message in reports.poll():
-            if message["event"] == "ready":
-                state.ready.add(age)
-            elif message["event"] == WEIGHTS:
-                state.weights.note(message)
+            _note(state, age, message)
         if reports.closed:
             del state.reports[age]
+
+
+def _note(state: Master, age: int, message: Message) -> None:
+    """What a worker reports."""
+    if message["event"] == "ready":
+        state.ready.add(age)
+    elif message["event"] == "leaving":
+        state.leaving.add(age)
+    elif message["event"] == WEIGHTS:
+        state.weights.note(message)
 
 
 def pre_fork(server: Any, worker: Any) -> None:
@@ -238,6 +251,7 @@ def pre_fork(server: Any, worker: Any) -> None:
         state.weights.canary = worker.age
     state.slots[worker.age] = worker.slot
     state.reports[worker.age] = worker.reports
+    metrics.WORKER_STARTS.add()
 
 
 def child_exit(server: Any, worker: Any) -> None:
@@ -246,15 +260,24 @@ def child_exit(server: Any, worker: Any) -> None:
     :raises HaltServer: for a canary that died before it reported: there is
         nothing that another worker could do better
     """
-    state = master()
-    _note_reports()
+    state, age = master(), worker.age
+    worker.reports.in_master()
+    for message in worker.reports.poll():
+        _note(state, age, message)
+    metrics.WORKER_DEATHS.add(
+        1,
+        state.oom_kills.cause(
+            was_ready=age in state.ready, said_so=age in state.leaving
+        ),
+    )
     weights = state.weights
-    if worker.age == weights.canary and not weights.settled and not state.halting:
+    if age == weights.canary and not weights.settled and not state.halting:
         raise HaltServer(
             "the first worker died while it loaded the model", EXIT_CANARY_DIED
         )
-    state.slots.pop(worker.age, None)
-    state.ready.discard(worker.age)
+    state.slots.pop(age, None)
+    state.ready.discard(age)
+    state.leaving.discard(age)
 
 
 def on_exit(server: Any) -> None:
@@ -264,3 +287,4 @@ def on_exit(server: Any) -> None:
     if _master.refresher is not None:
         _master.refresher.stop()
     _master.weights.remove()
+    metrics.leave()
