@@ -8,6 +8,7 @@ an operator: a fork after a parallel operator hangs in the child.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -128,6 +129,10 @@ def _import_for_workers() -> None:
     # NOTE: OpenMP reads this once, at import; workers set their own number.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     importlib.import_module("procserver.lifecycle.service")
+    # PERF: a collection writes to every object that it looks at. What was
+    # imported is left out, or each worker would soon have pages of its own for it.
+    gc.collect()
+    gc.freeze()
 
 
 def _halt_once(server: Any) -> None:
