@@ -42,6 +42,8 @@ class Master:
 
     settings: Settings
     weights: Weights
+    # The age of the worker that introduces the weights.
+    canary: int | None = None
     refresher: Refresher | None = None
     control_name: str | None = None
     has_been_ready: bool = False
@@ -191,7 +193,7 @@ def _await_canary(server: Any) -> None:
     server.wakeup()
     end = time.monotonic() + TURN_S
     while not state.weights.settled and time.monotonic() < end:
-        reports = state.reports.get(state.weights.canary or 0)
+        reports = state.reports.get(state.canary or 0)
         if server.SIG_QUEUE.qsize() > 1:
             return
         # Nobody's pipe: the canary is dead, and SIGCHLD on its way.
@@ -240,7 +242,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     worker.workers = server.num_workers
     worker.reports = Reports.open()
     if not state.weights.settled:
-        state.weights.canary = worker.age
+        state.canary = worker.age
     state.slots[worker.age] = worker.slot
     state.reports[worker.age] = worker.reports
 
@@ -253,8 +255,8 @@ def child_exit(server: Any, worker: Any) -> None:
     """
     state = master()
     _note_reports()
-    weights = state.weights
-    if worker.age == weights.canary and not weights.settled and not state.halting:
+    settled = state.weights.settled
+    if worker.age == state.canary and not settled and not state.halting:
         raise HaltServer(
             "the first worker died while it loaded the model", EXIT_CANARY_DIED
         )

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from procserver.app import Service
 from procserver.config import ServiceConfig
@@ -16,42 +13,36 @@ from procserver.errors import ModelError, ProcserverError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
 from procserver.model.loading import LoadedModel
-from procserver.model.package import ModelPackage, open_package
+from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import ModelRunner
-from procserver.model.shared import Probe
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
 
 log = logging.getLogger("procserver.lifecycle")
 
 WARM_UP_ROUNDS = 5
-PROBE_ROWS = 8
 WARM_UP_SUFFIXES = (".bin", ".pb")
-
-
-class ModelSource(Protocol):
-    """How a worker comes by its model: loaded, or attached to shared weights."""
-
-    def __call__(
-        self, package: ModelPackage, device: str, probe: Probe, /
-    ) -> LoadedModel: ...
 
 
 def build_service(
     service: ServiceConfig,
     control_name: str | None,
     device: str,
-    obtain: ModelSource,
+    obtain: Callable[[ModelPackage, str], LoadedModel],
 ) -> Service:
     """Loads everything that one worker needs and warms it up.
 
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
-    :param obtain: gives the model of a package
+    :param obtain: gives the model of a package, for a device
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
-    package = open_package(service.model_dir, input_tile=service.envs.input_tile)
-    pipeline = _pipeline(service, package, control_name, device, obtain)
+    package = open_served(service)
+    for notice in package.notices:
+        log.info("model: %s", notice)
+    model = obtain(package, device)
+    runner = ModelRunner(model, device=device, outputs=service.model.outputs)
+    pipeline = _pipeline(service, package, control_name, runner)
     started = time.monotonic()
     pipeline.warm_up()
     _replay(pipeline, service.warm_up_data_path)
@@ -70,14 +61,10 @@ def _pipeline(
     service: ServiceConfig,
     package: ModelPackage,
     control_name: str | None,
-    device: str,
-    obtain: ModelSource,
+    runner: ModelRunner,
 ) -> Pipeline:
-    outputs = service.model.outputs
     if service.model.fg_mode == "bypass":
-        # Nobody knows what it takes before the first request.
-        model = obtain(package, device, _no_batch)
-        return BypassPipeline(ModelRunner(model, device=device, outputs=outputs))
+        return BypassPipeline(runner)
     if package.fg_json is None:
         raise ModelError(f"fg_mode is normal, but {package.directory} holds no fg.json")
     fg = FeatureGenerator(
@@ -85,13 +72,6 @@ def _pipeline(
         threads=service.model.fg_threads,
         farm_hash=service.envs.farm_hash,
     )
-
-    def probe(model: LoadedModel) -> Mapping[str, np.ndarray]:
-        tile = package.input_tile != 0
-        return ModelRunner(model).run(fg.generate({}, {}, {}, PROBE_ROWS, tile=tile))
-
-    model = obtain(package, device, probe)
-    runner = ModelRunner(model, device=device, outputs=outputs)
     cache = None
     if control_name is not None:
         cache = CacheReader(control_name, digest=fg.digest)
@@ -108,10 +88,6 @@ def _pipeline(
         item_empty_score=service.model.item_empty_score,
         max_items=service.host.max_items,
     )
-
-
-def _no_batch(model: LoadedModel) -> Mapping[str, np.ndarray]:
-    raise ModelError("a model without features does not say what it takes")
 
 
 def _replay(pipeline: Pipeline, path: Path | None) -> None:

@@ -20,7 +20,6 @@ from procserver.lifecycle.reports import Reporter, Reports
 if TYPE_CHECKING:
     from procserver.model.loading import LoadedModel
     from procserver.model.package import ModelPackage
-    from procserver.model.shared import Probe
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -51,10 +50,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
         torch.set_num_threads(len(self.cores))
 
-    def _obtain_model(
-        self, package: ModelPackage, device: str, probe: Probe
-    ) -> LoadedModel:
-        return master().weights.obtain(package, device, probe, self.age, self.reporter)
+    def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
+        state = master()
+        return state.weights.obtain(
+            package,
+            device,
+            is_canary=self.age == state.canary,
+            report=self.reporter.send,
+            farm_hash=state.service.envs.farm_hash,
+        )
 
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""

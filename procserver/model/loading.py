@@ -7,13 +7,13 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
 
 from procserver.errors import ModelError
+from procserver.model.operators import load_operators
 from procserver.model.package import ModelPackage
 
 log = logging.getLogger("procserver.model")
@@ -40,7 +40,7 @@ def load(package: ModelPackage, *, device: str = "cpu") -> LoadedModel:
     :raises ModelError: if the script is damaged or uses operators that are not here
     """
     started = time.monotonic()
-    module = read_script(package.script, package.script.name, torch.device(device))
+    module = read_script(package, torch.device(device))
     log.info(
         "model %s loaded on %s in %.2f s",
         package.version,
@@ -51,31 +51,29 @@ def load(package: ModelPackage, *, device: str = "cpu") -> LoadedModel:
 
 
 def read_script(
-    source: Path | IO[bytes], name: str, device: torch.device
+    package: ModelPackage, device: torch.device, archive: IO[bytes] | None = None
 ) -> torch.jit.ScriptModule:
-    """A TorchScript archive in evaluation mode.
+    """The package's script in evaluation mode.
 
-    :param name: what the archive is called in messages
+    :param archive: another archive of the same script, to be read instead
     :raises ModelError: if it is damaged or uses operators that are not here
     """
-    file = str(source) if isinstance(source, Path) else source
+    load_operators(package.script)
     try:
         module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-            file, map_location=device
+            archive or str(package.script), map_location=device
         )
     except (RuntimeError, ValueError) as error:
         text = str(error)
         operator = re.search(r"Unknown builtin op: (\w+)::", text)
-        if operator and operator.group(1) == "fbgemm":
-            raise ModelError(
-                f"{name} uses fbgemm operators, which this installation does not have"
-            ) from error
         if operator:
             raise ModelError(
-                f"{name} uses operators of the library "
+                f"{package.script.name} uses operators of the library "
                 f"{operator.group(1)!r}, which is not loaded"
             ) from error
         first = text.strip().splitlines()[0] if text.strip() else "unreadable"
-        raise ModelError(f"{name} is not a TorchScript archive: {first}") from error
+        raise ModelError(
+            f"{package.script.name} is not a TorchScript archive: {first}"
+        ) from error
     module.eval()
     return module

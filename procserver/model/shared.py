@@ -142,7 +142,7 @@ def attach(package: ModelPackage, name: str, *, device: str = "cpu") -> LoadedMo
             f"{name} holds model {directory['model']}, not {package.version}"
         )
     target = torch.device(device)
-    module = read_script(io.BytesIO(contents.skeleton), package.script.name, target)
+    module = read_script(package, target, io.BytesIO(contents.skeleton))
     slots = dict(_slots(module))
     storages: dict[int, torch.UntypedStorage] = {}
     for entry in directory["tensors"]:
