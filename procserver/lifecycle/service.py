@@ -15,6 +15,7 @@ from procserver.model.loading import load
 from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import ModelRunner
 from procserver.observe import metrics
+from procserver.observe.reqlog import RequestLog, open_logs
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
 
@@ -25,16 +26,28 @@ WARM_UP_SUFFIXES = (".bin", ".pb")
 
 
 def build_service(
-    service: ServiceConfig, control_name: str | None, device: str
+    service: ServiceConfig,
+    control_name: str | None,
+    device: str,
+    *,
+    workers: int = 1,
 ) -> Service:
     """Loads everything that one worker needs and warms it up.
 
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
+    :param workers: how many share what is configured for the service
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
+    logs = open_logs(service, workers)
     package = open_served(service)
-    pipeline = _pipeline(service, package, control_name, device)
+    pipeline = _pipeline(
+        service,
+        package,
+        control_name,
+        device,
+        logs.requests if service.allow_debug else None,
+    )
     started = time.monotonic()
     pipeline.warm_up()
     _replay(pipeline, service.warm_up_data_path)
@@ -46,6 +59,7 @@ def build_service(
         pipeline=pipeline,
         auth=Authenticator(token),
         max_body_bytes=service.host.max_body_bytes,
+        logs=logs,
     )
 
 
@@ -54,13 +68,14 @@ def _pipeline(
     package: ModelPackage,
     control_name: str | None,
     device: str,
+    request_log: RequestLog | None,
 ) -> Pipeline:
     model = load(package, device=device)
     metrics.MODEL.set(package.version, "shared" if model.shared else "own")
     metrics.MODEL_BYTES.set(package.script.stat().st_size)
     runner = ModelRunner(model, device=device, outputs=service.model.outputs)
     if service.model.fg_mode == "bypass":
-        return BypassPipeline(runner)
+        return BypassPipeline(runner, request_log=request_log)
     if package.fg_json is None:
         raise ModelError(f"fg_mode is normal, but {package.directory} holds no fg.json")
     fg = FeatureGenerator(
@@ -83,6 +98,7 @@ def _pipeline(
         cache,
         item_empty_score=service.model.item_empty_score,
         max_items=service.host.max_items,
+        request_log=request_log,
     )
 
 

@@ -16,6 +16,7 @@ from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.process import die_with_parent, keep_memory
 from procserver.lifecycle.reports import Reporter
 from procserver.observe import metrics
+from procserver.observe.reqlog import Logs
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -23,6 +24,8 @@ Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 # "start another one".
 EXIT_HALT_SERVICE = 3
 EXIT_RESTART_WORKER = 1
+# How long a worker that ends goes on writing the request log.
+LOG_SECONDS = 2.0
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -32,6 +35,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     workers: int
     cores: list[int]
     reporter: Reporter | None = None
+    logs: Logs | None = None
 
     def get_thread_pool(self) -> futures.ThreadPoolExecutor:
         return futures.ThreadPoolExecutor(
@@ -55,8 +59,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._start_thread()
             devices = state.service.host.device
             service = build_service(
-                state.service, state.control_name, devices[self.slot % len(devices)]
+                state.service,
+                state.control_name,
+                devices[self.slot % len(devices)],
+                workers=self.workers,
             )
+            self.logs = service.logs
             self.wsgi = _honour_close(create_app(service))
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
@@ -106,5 +114,7 @@ def post_worker_init(worker: Worker) -> None:
 
 def worker_exit(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, last of all, unless a signal killed it."""
+    if worker.logs is not None:
+        worker.logs.close(LOG_SECONDS)
     if worker.reporter is not None:
         worker.reporter.send("leaving")

@@ -16,6 +16,7 @@ from test_ranking import build, post
 
 Samples = dict[str, float]
 URL = "/api/predict/rank"
+RECLAIMED = f"reclaimed-{os.getpid()}"
 
 
 def scrape(server: LiveServer) -> Samples:
@@ -172,16 +173,16 @@ def test_counters_survive_their_worker(
 def test_the_segment_of_a_killed_master_goes_with_the_next_start(
     tmp_path, launch: Callable[..., LiveServer]
 ) -> None:
-    config = tiny.write_bypass(tmp_path, "reclaimed")
+    config = tiny.write_bypass(tmp_path, RECLAIMED)
     first = launch(config, workers=1).start()
-    left = segments("reclaimed")
+    left = segments(RECLAIMED)
     assert [name.rpartition(".")[2] for name in left] == ["metrics"]
     assert first.process is not None
     first.process.kill()
     first.process.wait()
-    assert segments("reclaimed") == left
+    assert segments(RECLAIMED) == left
     second = launch(config, workers=1).start()
-    assert len(segments("reclaimed")) == 1
-    assert segments("reclaimed") != left
+    assert len(segments(RECLAIMED)) == 1
+    assert segments(RECLAIMED) != left
     second.stop()
-    assert segments("reclaimed") == []
+    assert segments(RECLAIMED) == []
