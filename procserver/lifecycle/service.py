@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from procserver.app import Service
 from procserver.config import ServiceConfig
 from procserver.errors import ModelError, ProcserverError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
-from procserver.model.loading import load
+from procserver.model.loading import LoadedModel
 from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import ModelRunner
+from procserver.model.shared import Probe
 from procserver.observe import metrics
 from procserver.observe.reqlog import RequestLog, open_logs
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
@@ -22,13 +27,23 @@ from procserver.wire.auth import Authenticator
 log = logging.getLogger("procserver.lifecycle")
 
 WARM_UP_ROUNDS = 5
+PROBE_ROWS = 8
 WARM_UP_SUFFIXES = (".bin", ".pb")
+
+
+class ModelSource(Protocol):
+    """How a worker comes by its model: loaded, or attached to shared weights."""
+
+    def __call__(
+        self, package: ModelPackage, device: str, probe: Probe, /
+    ) -> LoadedModel: ...
 
 
 def build_service(
     service: ServiceConfig,
     control_name: str | None,
     device: str,
+    obtain: ModelSource,
     *,
     workers: int = 1,
 ) -> Service:
@@ -36,16 +51,20 @@ def build_service(
 
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
+    :param obtain: gives the model of a package
     :param workers: how many share what is configured for the service
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
     logs = open_logs(service, workers)
     package = open_served(service)
+    for notice in package.notices:
+        log.info("model: %s", notice)
     pipeline = _pipeline(
         service,
         package,
         control_name,
         device,
+        obtain,
         logs.requests if service.allow_debug else None,
     )
     started = time.monotonic()
@@ -68,13 +87,14 @@ def _pipeline(
     package: ModelPackage,
     control_name: str | None,
     device: str,
+    obtain: ModelSource,
     request_log: RequestLog | None,
 ) -> Pipeline:
-    model = load(package, device=device)
-    metrics.MODEL.set(package.version, "shared" if model.shared else "own")
-    metrics.MODEL_BYTES.set(package.script.stat().st_size)
-    runner = ModelRunner(model, device=device, outputs=service.model.outputs)
+    outputs = service.model.outputs
     if service.model.fg_mode == "bypass":
+        # Nobody knows what it takes before the first request.
+        model = obtain(package, device, _no_batch)
+        runner = ModelRunner(model, device=device, outputs=outputs)
         return BypassPipeline(runner, request_log=request_log)
     if package.fg_json is None:
         raise ModelError(f"fg_mode is normal, but {package.directory} holds no fg.json")
@@ -83,6 +103,13 @@ def _pipeline(
         threads=service.model.fg_threads,
         farm_hash=service.envs.farm_hash,
     )
+
+    def probe(model: LoadedModel) -> Mapping[str, np.ndarray]:
+        tile = package.input_tile != 0
+        return ModelRunner(model).run(fg.generate({}, {}, {}, PROBE_ROWS, tile=tile))
+
+    model = obtain(package, device, probe)
+    runner = ModelRunner(model, device=device, outputs=outputs)
     cache = None
     if control_name is not None:
         cache = CacheReader(control_name, digest=fg.digest)
@@ -100,6 +127,10 @@ def _pipeline(
         max_items=service.host.max_items,
         request_log=request_log,
     )
+
+
+def _no_batch(model: LoadedModel) -> Mapping[str, np.ndarray]:
+    raise ModelError("a model without features does not say what it takes")
 
 
 def _replay(pipeline: Pipeline, path: Path | None) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from concurrent import futures
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
@@ -14,9 +15,14 @@ from procserver.errors import ProcserverError
 from procserver.lifecycle.boot import master
 from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.process import die_with_parent, keep_memory
-from procserver.lifecycle.reports import Reporter
+from procserver.lifecycle.reports import Reporter, Reports
 from procserver.observe import metrics
 from procserver.observe.reqlog import Logs
+
+if TYPE_CHECKING:
+    from procserver.model.loading import LoadedModel
+    from procserver.model.package import ModelPackage
+    from procserver.model.shared import Probe
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -34,7 +40,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     slot: int
     workers: int
     cores: list[int]
-    reporter: Reporter | None = None
+    reports: Reports
+    reporter: Reporter
+    forked: float
     logs: Logs | None = None
 
     def get_thread_pool(self) -> futures.ThreadPoolExecutor:
@@ -47,6 +55,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         import torch
 
         torch.set_num_threads(len(self.cores))
+
+    def _obtain_model(
+        self, package: ModelPackage, device: str, probe: Probe
+    ) -> LoadedModel:
+        weights = master().weights
+        model = weights.obtain(package, device, probe, self.age, self.reporter)
+        metrics.MODEL.set(package.version, "shared" if model.shared else "own")
+        metrics.MODEL_BYTES.set(package.script.stat().st_size)
+        return model
 
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""
@@ -62,6 +79,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 state.service,
                 state.control_name,
                 devices[self.slot % len(devices)],
+                self._obtain_model,
                 workers=self.workers,
             )
             self.logs = service.logs
@@ -93,8 +111,10 @@ def _honour_close(app: Wsgi) -> Wsgi:
 
 def post_fork(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, first of all."""
+    worker.forked = time.monotonic()
     die_with_parent(worker.ppid)
     keep_memory()
+    worker.reporter = worker.reports.in_child()
     metrics.join(metrics.worker_row(worker.slot))
     state = master()
     for age, reports in state.reports.items():
@@ -108,13 +128,13 @@ def post_fork(server: Any, worker: Worker) -> None:
 
 def post_worker_init(worker: Worker) -> None:
     """Gunicorn hook: in the worker, loaded and warm, before it accepts."""
-    worker.reporter = worker.reports.in_child()
     worker.reporter.send("ready", pid=os.getpid())
+    seconds = time.monotonic() - worker.forked
+    worker.log.info("worker %d is ready %.2f s after its fork", worker.pid, seconds)
 
 
 def worker_exit(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, last of all, unless a signal killed it."""
     if worker.logs is not None:
         worker.logs.close(LOG_SECONDS)
-    if worker.reporter is not None:
-        worker.reporter.send("leaving")
+    worker.reporter.send("leaving")
