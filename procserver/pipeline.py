@@ -8,7 +8,7 @@ joins the sibling rooms is composed here: item features from the cache, the
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,17 +17,27 @@ import numpy as np
 from cython_ext.column import Column, Kind, Shape, shape_of
 from procserver.errors import BadFeature, BadRequest, SourceError, TooLarge
 from procserver.fg import FeatureGenerator, SequenceJoin
+from procserver.fg.dump import dump_columns
 from procserver.fg.pregenerated import Pregenerated
 from procserver.fg.split import Part
 from procserver.itemcache.reader import CacheReader, Generation
 from procserver.model.runner import ModelRunner
+from procserver.observe.reqlog import RequestLog
+from procserver.observe.trace import DECODE, ENCODE, GATHER, GENERATE, RUN, Trace
 from procserver.wire import torch as torch_wire
 from procserver.wire import torchrec as torchrec_wire
+from procserver.wire.logdata import encode as encode_log_data
+from procserver.wire.torch import TorchRequest
 from procserver.wire.torchrec import TorchRecRequest
 
 log = logging.getLogger("procserver.pipeline")
 
 Columns = Mapping[str, Column]
+Tensors = Mapping[str, np.ndarray]
+
+# Debug levels: what is saved, and what needs every item column as it was.
+SAVED_LEVEL = 100
+RAW_LEVELS = (1, 2, SAVED_LEVEL, 102)
 WARM_UP_ROWS = 100
 
 
@@ -43,7 +53,9 @@ class Reply:
 class ItemRows:
     """One request's rows: what FG reads and which items do not exist.
 
-    ``ready``: tensors that were generated when the cache was built; ``part``: the
+    ``missing``: the rows to get ``item_empty_score``, None for none; ``unknown``: how
+    many item ids are not in the cache, whether the request brings their features or
+    not; ``ready``: tensors that were generated when the cache was built; ``part``: the
     features that are left to generate, None for all.
     """
 
@@ -53,6 +65,7 @@ class ItemRows:
     rows: int
     missing: np.ndarray | None
     generation: int | None
+    unknown: int = 0
     part: Part | None = None
     ready: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -60,8 +73,10 @@ class ItemRows:
 class Pipeline(Protocol):
     """One way of answering a predict request."""
 
-    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
-        """Answers one request body.
+    def predict(
+        self, body: bytes | bytearray | memoryview, trace: Trace | None = None
+    ) -> Reply:
+        """Answers one request body; ``trace`` takes the time of each stage.
 
         :raises RequestError: whatever the client is to be told
         """
@@ -84,19 +99,28 @@ class RankingPipeline:
         *,
         item_empty_score: float = 0.0,
         max_items: int = 5000,
+        request_log: RequestLog | None = None,
     ) -> None:
         self._fg = fg
         self._runner = runner
         self._cache = cache
         self._item_empty_score = item_empty_score
         self._max_items = max_items
+        self._request_log = request_log
         self._tile = runner.package.input_tile != 0
         self._item_inputs = tuple(fg.item_inputs)
         self._joins = tuple(fg.sequence_joins)
         self._split: tuple[Generation, Pregenerated | None] | None = None
 
-    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
+    def predict(
+        self, body: bytes | bytearray | memoryview, trace: Trace | None = None
+    ) -> Reply:
+        trace = trace or Trace()
+        trace.begin()
         request = torchrec_wire.decode(body)
+        trace.debug_level = request.debug_level
+        trace.request_id = request.meta.get("request_id", "")
+        trace.done(DECODE)
         if request.is_empty:
             raise BadRequest(
                 "the request has neither item_ids nor user_features: "
@@ -108,10 +132,68 @@ class RankingPipeline:
                 f"{self._max_items} are scored in one request"
             )
         gathered = self.gather(request)
-        outputs = self._score(gathered)
-        return Reply(
-            torchrec_wire.encode(outputs, request.item_ids), gathered.generation
+        trace.items, trace.missing = gathered.rows, gathered.unknown
+        trace.done(GATHER)
+        tensors = self.generate(gathered) if gathered.rows else {}
+        trace.done(GENERATE)
+        outputs = self._score(gathered, tensors)
+        trace.done(RUN)
+        answer = torchrec_wire.encode(outputs, request.item_ids)
+        trace.done(ENCODE)
+        if request.debug_level == SAVED_LEVEL:
+            self.save(request, body, gathered, tensors)
+        return Reply(answer, gathered.generation)
+
+    def save(
+        self,
+        request: TorchRecRequest,
+        body: bytes | bytearray | memoryview,
+        gathered: ItemRows,
+        tensors: Tensors,
+    ) -> None:
+        """Puts the request and its features into the request log, if there is one.
+
+        The text is made by the log's own threads.
+        """
+        if self._request_log is None:
+            return
+        copy = bytes(body)
+        size = len(copy) + sum(tensor.nbytes for tensor in tensors.values())
+        self._request_log.offer(
+            request.meta.get("request_id", ""),
+            size,
+            lambda: encode_log_data(
+                copy,
+                self.raw_features(request, gathered),
+                self.generated_features(request, gathered, tensors),
+            ),
         )
+
+    def raw_features(
+        self, request: TorchRecRequest, gathered: ItemRows
+    ) -> dict[str, str]:
+        """By item id: the item and context columns that FG reads, as text.
+
+        Complete for the debug levels of ``RAW_LEVELS`` only: otherwise columns that
+        nothing is left to be generated from are not gathered.
+        """
+        columns = {
+            **{n: gathered.item[n] for n in self._item_inputs if n in gathered.item},
+            **{
+                n: gathered.context[n]
+                for n in self._fg.context_inputs
+                if n in gathered.context
+            },
+        }
+        return _by_item(request, dump_columns(columns, gathered.rows))
+
+    def generated_features(
+        self, request: TorchRecRequest, gathered: ItemRows, tensors: Tensors
+    ) -> dict[str, str]:
+        """By item id: what FG made, as text; features of the user alone left out."""
+        if not gathered.rows:
+            return {}
+        return _by_item(request, self._fg.dump_items(tensors))
 
     def gather(self, request: TorchRecRequest) -> ItemRows:
         """Joins item features, for the items and for sequences of items.
@@ -130,6 +212,7 @@ class RankingPipeline:
             for name, column in request.context.items()
         }
         missing = None
+        unknown = 0
         part: Part | None = None
         ready: Mapping[str, np.ndarray] = {}
         if generation is not None:
@@ -138,14 +221,17 @@ class RankingPipeline:
             if len(request.item_ids):
                 found = generation.lookup(request.item_ids)
                 part, ready = self._take_ready(generation, found, request.item)
-                inputs = self._item_inputs if part is None else part.item_inputs
+                inputs = self._item_inputs
+                if part is not None and request.debug_level not in RAW_LEVELS:
+                    inputs = part.item_inputs
                 wanted = [
                     name
                     for name in inputs
                     if name in generation.schema and name not in item
                 ]
                 item.update(generation.gather(found, wanted))
-                if not request.item:
+                unknown = int(np.count_nonzero(found < 0))
+                if unknown and not request.item:
                     missing = found < 0
         return ItemRows(
             user=user,
@@ -154,6 +240,7 @@ class RankingPipeline:
             rows=rows,
             missing=missing,
             generation=None if generation is None else generation.number,
+            unknown=unknown,
             part=part,
             ready=ready,
         )
@@ -190,11 +277,11 @@ class RankingPipeline:
             return max(given)
         return 0 if self._item_inputs or self._fg.context_inputs else 1
 
-    def _score(self, gathered: ItemRows) -> dict[str, np.ndarray]:
+    def _score(self, gathered: ItemRows, tensors: Tensors) -> dict[str, np.ndarray]:
         if gathered.rows == 0:
             return dict(self._runner.empty_outputs)
-        outputs = self._runner.run(self.generate(gathered))
-        if gathered.missing is not None and gathered.missing.any():
+        outputs = self._runner.run(tensors)
+        if gathered.missing is not None:
             return self._with_empty_scores(outputs, gathered.missing)
         return outputs
 
@@ -273,24 +360,42 @@ def open_pregenerated(
 class BypassPipeline:
     """Tensors from the client straight into the model (``fg_mode: bypass``)."""
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(
+        self, runner: ModelRunner, *, request_log: RequestLog | None = None
+    ) -> None:
         self._runner = runner
+        self._request_log = request_log
 
-    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
+    def predict(
+        self, body: bytes | bytearray | memoryview, trace: Trace | None = None
+    ) -> Reply:
+        trace = trace or Trace()
+        trace.begin()
         request = torch_wire.decode(body)
+        trace.debug_level = request.debug_level
+        trace.done(DECODE)
+        outputs = self._run(request)
+        trace.done(RUN)
+        answer = torch_wire.encode(outputs)
+        trace.done(ENCODE)
+        if request.debug_level == SAVED_LEVEL and self._request_log is not None:
+            # There are no features and no request id; the body is saved as it is.
+            copy = bytes(body)
+            self._request_log.offer("", len(copy), lambda: copy)
+        return Reply(answer)
+
+    def _run(
+        self, request: TorchRequest
+    ) -> Sequence[np.ndarray] | Mapping[str, np.ndarray]:
         if request.map_inputs:
             named = {n: (a.dtype, a.values) for n, a in request.map_inputs.items()}
             # NOTE: output_filter holds positions; with named tensors there are
             # none, and real clients send a filter that they expect ignored.
-            return Reply(torch_wire.encode(self._runner.run_map(named)))
+            return self._runner.run_map(named)
         if not request.inputs:
             raise BadRequest("the request has neither inputs nor map_inputs")
         arrays = [(array.dtype, array.values) for array in request.inputs]
-        return Reply(
-            torch_wire.encode(
-                self._runner.run_positional(arrays, request.output_filter)
-            )
-        )
+        return self._runner.run_positional(arrays, request.output_filter)
 
     def warm_up(self) -> None:
         """Nothing to synthesize: a bare model does not say what it takes."""
@@ -300,6 +405,14 @@ class BypassPipeline:
             "inputs": "named tensors" if self._runner.takes_dict else "positional",
             "outputs": list(self._runner.output_names),
         }
+
+
+def _by_item(request: TorchRecRequest, lines: list[str]) -> dict[str, str]:
+    """Lines by item id; by row number for requests without ids."""
+    ids = request.item_ids.to_pylist() or [str(row) for row in range(len(lines))]
+    # NOTE: item tables may hold text that is no UTF-8, which no message takes.
+    texts = (line.encode("utf-8", "replace").decode() for line in lines)
+    return dict(zip(ids, texts, strict=True))
 
 
 def _fit(name: str, column: Column, rows: int) -> Column:

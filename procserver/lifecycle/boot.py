@@ -22,12 +22,14 @@ from gunicorn.errors import HaltServer
 from procserver.config import ServiceConfig
 from procserver.config.fetch import fetch
 from procserver.errors import ServiceError
+from procserver.lifecycle.deaths import OomKills
 from procserver.lifecycle.process import run_in_child
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reports import Reports
 from procserver.lifecycle.settings import Settings, service_settings
 from procserver.lifecycle.weights import EVENT as WEIGHTS
 from procserver.lifecycle.weights import Weights
+from procserver.observe import metrics
 from procserver.shm import reclaim
 
 EXIT_CANARY_DIED = 3
@@ -53,6 +55,8 @@ class Master:
     slots: dict[int, int] = field(default_factory=dict)
     reports: dict[int, Reports] = field(default_factory=dict)
     ready: set[int] = field(default_factory=set)
+    leaving: set[int] = field(default_factory=set)
+    oom_kills: OomKills = field(default_factory=OomKills)
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -98,6 +102,7 @@ def on_starting(server: Any) -> None:
         removed = reclaim()
         if removed:
             server.log.info("removed %d shared segments of dead owners", removed)
+        metrics.create(service.name, server.cfg.workers)
         if service.item_source is not None:
             state.refresher = Refresher(service, service.item_source)
             state.control_name = state.refresher.control_name
@@ -226,10 +231,13 @@ def _note_reports() -> None:
         for message in reports.poll():
             if message["event"] == "ready":
                 state.ready.add(age)
+            elif message["event"] == "leaving":
+                state.leaving.add(age)
             elif message["event"] == WEIGHTS:
                 state.weights.note(message)
         if reports.closed:
             del state.reports[age]
+    metrics.WORKERS_READY.set(len(state.ready))
 
 
 def pre_fork(server: Any, worker: Any) -> None:
@@ -245,6 +253,7 @@ def pre_fork(server: Any, worker: Any) -> None:
         state.canary = worker.age
     state.slots[worker.age] = worker.slot
     state.reports[worker.age] = worker.reports
+    metrics.WORKER_STARTS.add()
 
 
 def child_exit(server: Any, worker: Any) -> None:
@@ -253,15 +262,21 @@ def child_exit(server: Any, worker: Any) -> None:
     :raises HaltServer: for a canary that died before it reported: there is
         nothing that another worker could do better
     """
-    state = master()
+    state, age = master(), worker.age
     _note_reports()
-    settled = state.weights.settled
-    if worker.age == state.canary and not settled and not state.halting:
+    metrics.WORKER_DEATHS.add(
+        1,
+        state.oom_kills.cause(
+            was_ready=age in state.ready, said_so=age in state.leaving
+        ),
+    )
+    if age == state.canary and not state.weights.settled and not state.halting:
         raise HaltServer(
             "the first worker died while it loaded the model", EXIT_CANARY_DIED
         )
-    state.slots.pop(worker.age, None)
-    state.ready.discard(worker.age)
+    state.slots.pop(age, None)
+    state.ready.discard(age)
+    state.leaving.discard(age)
 
 
 def on_exit(server: Any) -> None:
@@ -271,3 +286,4 @@ def on_exit(server: Any) -> None:
     if _master.refresher is not None:
         _master.refresher.stop()
     _master.weights.remove()
+    metrics.leave()

@@ -15,6 +15,8 @@ from procserver.itemcache.reader import CacheReader
 from procserver.model.loading import LoadedModel
 from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import ModelRunner
+from procserver.observe import metrics
+from procserver.observe.reqlog import RequestLog, open_logs
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
 
@@ -29,20 +31,25 @@ def build_service(
     control_name: str | None,
     device: str,
     obtain: Callable[[ModelPackage, str], LoadedModel],
+    *,
+    workers: int = 1,
 ) -> Service:
     """Loads everything that one worker needs and warms it up.
 
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
     :param obtain: gives the model of a package, for a device
+    :param workers: how many share what is configured for the service
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
+    logs = open_logs(service, workers)
     package = open_served(service)
     for notice in package.notices:
         log.info("model: %s", notice)
     model = obtain(package, device)
     runner = ModelRunner(model, device=device, outputs=service.model.outputs)
-    pipeline = _pipeline(service, package, control_name, runner)
+    request_log = logs.requests if service.allow_debug else None
+    pipeline = _pipeline(service, package, control_name, runner, request_log)
     started = time.monotonic()
     pipeline.warm_up()
     _replay(pipeline, service.warm_up_data_path)
@@ -54,6 +61,7 @@ def build_service(
         pipeline=pipeline,
         auth=Authenticator(token),
         max_body_bytes=service.host.max_body_bytes,
+        logs=logs,
     )
 
 
@@ -62,9 +70,10 @@ def _pipeline(
     package: ModelPackage,
     control_name: str | None,
     runner: ModelRunner,
+    request_log: RequestLog | None,
 ) -> Pipeline:
     if service.model.fg_mode == "bypass":
-        return BypassPipeline(runner)
+        return BypassPipeline(runner, request_log=request_log)
     if package.fg_json is None:
         raise ModelError(f"fg_mode is normal, but {package.directory} holds no fg.json")
     fg = FeatureGenerator(
@@ -87,6 +96,7 @@ def _pipeline(
         cache,
         item_empty_score=service.model.item_empty_score,
         max_items=service.host.max_items,
+        request_log=request_log,
     )
 
 
@@ -107,5 +117,7 @@ def _replay(pipeline: Pipeline, path: Path | None) -> None:
         try:
             for _ in range(WARM_UP_ROUNDS):
                 pipeline.predict(body)
+            metrics.WARM_UP.add(1, "replayed")
         except ProcserverError as error:
+            metrics.WARM_UP.add(1, "failed")
             log.warning("warm-up request %s failed: %s", file.name, error)

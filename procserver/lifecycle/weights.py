@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from procserver import shm
 from procserver.errors import FgConfigError, ModelError, NotShareable, SharedMemoryError
 from procserver.lifecycle.reports import Message
+from procserver.observe import metrics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +65,8 @@ class Weights:
         """In the master: takes the canary's report."""
         self.settled = True
         self.published = message["name"] is not None
+        if self.published:
+            metrics.SHARED_WEIGHTS_BYTES.set(message["bytes"])
 
     def remove(self) -> None:
         """In the master: unlinks the segment, complete or not.

@@ -16,6 +16,8 @@ from procserver.lifecycle.boot import master
 from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.process import die_with_parent, keep_memory
 from procserver.lifecycle.reports import Reporter, Reports
+from procserver.observe import metrics
+from procserver.observe.reqlog import Logs
 
 if TYPE_CHECKING:
     from procserver.model.loading import LoadedModel
@@ -27,6 +29,8 @@ Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 # "start another one".
 EXIT_HALT_SERVICE = 3
 EXIT_RESTART_WORKER = 1
+# How long a worker that ends goes on writing the request log.
+LOG_SECONDS = 2.0
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -38,6 +42,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     reports: Reports
     reporter: Reporter
     forked: float
+    logs: Logs | None = None
 
     def get_thread_pool(self) -> futures.ThreadPoolExecutor:
         return futures.ThreadPoolExecutor(
@@ -52,13 +57,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
         state = master()
-        return state.weights.obtain(
+        model = state.weights.obtain(
             package,
             device,
             is_canary=self.age == state.canary,
             report=self.reporter.send,
             farm_hash=state.service.envs.farm_hash,
         )
+        metrics.MODEL.set(package.version, "shared" if model.shared else "own")
+        metrics.MODEL_BYTES.set(package.script.stat().st_size)
+        return model
 
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""
@@ -75,7 +83,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 state.control_name,
                 devices[self.slot % len(devices)],
                 self._obtain_model,
+                workers=self.workers,
             )
+            self.logs = service.logs
             self.wsgi = _honour_close(create_app(service))
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
@@ -108,6 +118,7 @@ def post_fork(server: Any, worker: Worker) -> None:
     die_with_parent(worker.ppid)
     keep_memory()
     worker.reporter = worker.reports.in_child()
+    metrics.join(metrics.worker_row(worker.slot))
     state = master()
     for age, reports in state.reports.items():
         if age != worker.age:
@@ -123,3 +134,10 @@ def post_worker_init(worker: Worker) -> None:
     worker.reporter.send("ready", pid=os.getpid())
     seconds = time.monotonic() - worker.forked
     worker.log.info("worker %d is ready %.2f s after its fork", worker.pid, seconds)
+
+
+def worker_exit(server: Any, worker: Worker) -> None:
+    """Gunicorn hook: in the worker, last of all, unless a signal killed it."""
+    if worker.logs is not None:
+        worker.logs.close(LOG_SECONDS)
+    worker.reporter.send("leaving")
