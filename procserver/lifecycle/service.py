@@ -11,10 +11,11 @@ from procserver.config import ServiceConfig
 from procserver.errors import ModelError, ProcserverError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
-from procserver.model.integrity import verify
+from procserver.model.integrity import files_of, verify
 from procserver.model.loading import load
 from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import ModelRunner
+from procserver.observe.metrics import MODEL, MODEL_BYTES
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
 
@@ -42,6 +43,8 @@ def build_service(
     pipeline.warm_up()
     _replay(pipeline, service.warm_up_data_path)
     log.info("warmed up in %.2f s", time.monotonic() - started)
+    MODEL.set(package.version, str(pipeline.describe_model()["weights"]))
+    MODEL_BYTES.set(sum(file.stat().st_size for file in files_of(package)))
     token = service.token.reveal() if service.token is not None else None
     return Service(
         name=service.name,
