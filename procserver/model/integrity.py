@@ -227,6 +227,8 @@ def _assets(fg_json: Path) -> Iterator[Path]:
         elif isinstance(value, list):
             queue += value
         elif isinstance(value, str) and 0 < len(value) < 256 and "\0" not in value:
-            file = fg_json.parent / value
-            if ".." not in file.parts and file.is_file():
+            # FG looks for absolute names of another machine beside fg.json, too.
+            name = Path(value)
+            file = fg_json.parent / (name.name if name.is_absolute() else name)
+            if ".." not in name.parts and file.is_file():
                 yield file
