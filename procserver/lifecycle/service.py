@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from procserver.app import Service
 from procserver.config import ServiceConfig
 from procserver.errors import ModelError, ProcserverError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
-from procserver.model.integrity import files_of, verify
-from procserver.model.loading import load
-from procserver.model.package import ModelPackage, open_served
+from procserver.model.integrity import total_bytes
+from procserver.model.loading import LoadedModel
+from procserver.model.package import ModelPackage
 from procserver.model.runner import ModelRunner
+from procserver.model.shared import Probe
 from procserver.observe.metrics import MODEL, MODEL_BYTES
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
@@ -22,29 +27,40 @@ from procserver.wire.auth import Authenticator
 log = logging.getLogger("procserver.lifecycle")
 
 WARM_UP_ROUNDS = 5
+PROBE_ROWS = 8
 WARM_UP_SUFFIXES = (".bin", ".pb")
 
 
+class ModelSource(Protocol):
+    """How a worker comes by its model: loaded, or attached to shared weights."""
+
+    def __call__(
+        self, package: ModelPackage, device: str, probe: Probe, /
+    ) -> LoadedModel: ...
+
+
 def build_service(
-    service: ServiceConfig, control_name: str | None, device: str
+    service: ServiceConfig,
+    package: ModelPackage,
+    control_name: str | None,
+    device: str,
+    obtain: ModelSource,
 ) -> Service:
     """Loads everything that one worker needs and warms it up.
 
+    :param package: the model version that all workers serve
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
+    :param obtain: gives the model of a package
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
-    package = open_served(service)
-    for notice in package.notices:
-        log.info("model: %s", notice)
-    verify(package)
-    pipeline = _pipeline(service, package, control_name, device)
+    pipeline = _pipeline(service, package, control_name, device, obtain)
     started = time.monotonic()
     pipeline.warm_up()
     _replay(pipeline, service.warm_up_data_path)
     log.info("warmed up in %.2f s", time.monotonic() - started)
     MODEL.set(package.version, str(pipeline.describe_model()["weights"]))
-    MODEL_BYTES.set(sum(file.stat().st_size for file in files_of(package)))
+    MODEL_BYTES.set(total_bytes(package))
     token = service.token.reveal() if service.token is not None else None
     return Service(
         name=service.name,
@@ -60,11 +76,13 @@ def _pipeline(
     package: ModelPackage,
     control_name: str | None,
     device: str,
+    obtain: ModelSource,
 ) -> Pipeline:
-    model = load(package, device=device)
-    runner = ModelRunner(model, device=device, outputs=service.model.outputs)
+    outputs = service.model.outputs
     if service.model.fg_mode == "bypass":
-        return BypassPipeline(runner)
+        # Nobody knows what it takes before the first request.
+        model = obtain(package, device, _no_batch)
+        return BypassPipeline(ModelRunner(model, device=device, outputs=outputs))
     if package.fg_json is None:
         raise ModelError(f"fg_mode is normal, but {package.directory} holds no fg.json")
     fg = FeatureGenerator(
@@ -72,6 +90,13 @@ def _pipeline(
         threads=service.model.fg_threads,
         farm_hash=service.envs.farm_hash,
     )
+
+    def probe(model: LoadedModel) -> Mapping[str, np.ndarray]:
+        tile = package.input_tile != 0
+        return ModelRunner(model).run(fg.generate({}, {}, {}, PROBE_ROWS, tile=tile))
+
+    model = obtain(package, device, probe)
+    runner = ModelRunner(model, device=device, outputs=outputs)
     cache = None
     if control_name is not None:
         cache = CacheReader(control_name, digest=fg.digest)
@@ -88,6 +113,10 @@ def _pipeline(
         item_empty_score=service.model.item_empty_score,
         max_items=service.host.max_items,
     )
+
+
+def _no_batch(model: LoadedModel) -> Mapping[str, np.ndarray]:
+    raise ModelError("a model without features does not say what it takes")
 
 
 def _replay(pipeline: Pipeline, path: Path | None) -> None:
