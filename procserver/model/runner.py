@@ -80,6 +80,7 @@ class ModelRunner:
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.package = model.package
+        self.shared = model.shared
         self.device = open_device(device)
         self._filter = tuple(outputs)
         self._module = model.module
@@ -93,6 +94,7 @@ class ModelRunner:
         self.takes_device = len(arguments) > 1 and arguments[1][1] == "Device"
         self.required = sum(1 for _, _, has_default in arguments if not has_default)
         self.accepted = len(arguments)
+        self.argument_names = tuple(name for name, _, _ in arguments)
         self.output_names: tuple[str, ...] = ()
         self.empty_outputs: dict[str, np.ndarray] = {}
         self._transfer = Transfer(self.device)
