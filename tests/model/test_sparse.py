@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from exports import hot_version, publish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reference"))
 
@@ -19,7 +21,7 @@ from procserver.errors import BadTensor, ModelError
 from procserver.model.loading import load
 from procserver.model.package import open_package
 from procserver.model.runner import ModelRunner
-from procserver.model.sparse import SparseEmbeddings
+from procserver.model.sparse import SparseEmbeddings, names_read
 from procserver.model.tables import SLOTS, read_tables
 
 FORMS = ["float32", "float16", "int8"]
@@ -337,6 +339,63 @@ def test_a_table_that_every_rank_wrote_is_taken_once(tmp_path: Path) -> None:
     _npz("sparse_embeddings-01-of-02.npz", lambda c: c.update({TAGS: whole + 1}))(path)
     with pytest.raises(ModelError, match=r"tags_emb.*\[30, 30\] rows"):
         read_tables(open_package(path))
+
+
+class Composing(made.Dense):
+    """Reads the same tensors, one of them by a name that it makes."""
+
+    def forward(
+        self,
+        data: dict[str, torch.Tensor],
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> dict[str, torch.Tensor]:
+        lost = torch.zeros(1)
+        for part in ["lengths", "values"]:
+            lost = data["user_id." + part].float().sum()
+        return {"probs_ctr": data["deep__ebc"].sum(1) + lost}
+
+
+def test_ids_that_the_script_does_not_read_end_here(tmp_path: Path) -> None:
+    package = open_package(made.write_export(tmp_path / "export"))
+    loaded = load(package)
+    read = names_read(loaded.module)
+    assert read is not None
+    ours = SparseEmbeddings(package, loaded.tables, read)
+    tensors = made.request_tensors(3)
+    joined = ours.join(tensors)
+    # Extra ones that are not of looked-up features are left alone.
+    assert read - joined.keys() == set()
+    assert joined.keys() - read == set()
+    assert "clicks__tags.key_lengths" in joined
+    assert "extra" in ours.join({**tensors, "extra": np.zeros(3)})
+
+    composing = torch.jit.script(Composing())
+    assert names_read(composing) is None
+    composing.save(str(package.script))
+    scores = runner(package.base).run(tensors)["probs_ctr"]
+    expected = made.looked_up(tensors, "float32")["deep__ebc"].sum(1)
+    assert np.allclose(scores, expected + tensors["user_id.values"].sum(), atol=1e-5)
+
+
+def test_a_hot_dense_part_reads_the_tables_of_its_base(tmp_path: Path) -> None:
+    path = made.write_export(tmp_path / "export", "int8")
+    folder = hot_version(path / "dense_hot_export", "20261121080000")
+    torch.manual_seed(99)
+    newer = made.Dense().eval()
+    torch.jit.script(newer).save(str(folder / "scripted_model.pt"))
+    # Its groups have another order than those of the base export.
+    meta = dict(made.DENSE_META, deep__ebc=["tags__ebc", "category__ebc"])
+    made.put(folder / "dense_meta.json", meta)
+    publish(path / "dense_hot_export", "20261121080000")
+    tensors = made.request_tensors(6)
+    scores = runner(path).run(tensors)
+    joined = made.looked_up(tensors, "int8")
+    joined["deep__ebc"] = np.roll(joined["deep__ebc"], 6, axis=1)
+    batch = {n: torch.from_numpy(np.asarray(a)) for n, a in joined.items()}
+    with torch.inference_mode():
+        expected = newer(batch)
+    for name, array in scores.items():
+        assert np.allclose(array, expected[name].numpy(), rtol=0, atol=1e-6)
 
 
 def test_other_exports_have_no_tables(tmp_path: Path) -> None:
