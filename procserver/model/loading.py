@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import IO
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def load(package: ModelPackage, *, device: str = "cpu") -> LoadedModel:
         operators that are not here
     """
     started = time.monotonic()
-    module = _script(package, torch.device(device))
+    module = read_script(package, torch.device(device))
     tables = read_tables(package)
     log.info(
         "model %s loaded on %s in %.2f s",
@@ -52,23 +53,32 @@ def load(package: ModelPackage, *, device: str = "cpu") -> LoadedModel:
     return LoadedModel(package, module, tables)
 
 
-def _script(package: ModelPackage, device: torch.device) -> torch.jit.ScriptModule:
+def read_script(
+    package: ModelPackage,
+    device: torch.device,
+    skeleton: IO[bytes] | None = None,
+) -> torch.jit.ScriptModule:
+    """A TorchScript archive in evaluation mode, with the operators that it calls.
+
+    :param skeleton: read this instead of the package's script
+    :raises ModelError: if it is damaged or uses operators that are not here
+    """
     load_operators(package.script)
+    name = package.script.name
+    file = str(package.script) if skeleton is None else skeleton
     try:
         module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-            str(package.script), map_location=device
+            file, map_location=device
         )
     except (RuntimeError, ValueError) as error:
         text = str(error)
         operator = re.search(r"Unknown builtin op: (\w+)::", text)
         if operator:
             raise ModelError(
-                f"{package.script.name} uses operators of the library "
+                f"{name} uses operators of the library "
                 f"{operator.group(1)!r}, which is not loaded"
             ) from error
         first = text.strip().splitlines()[0] if text.strip() else "unreadable"
-        raise ModelError(
-            f"{package.script.name} is not a TorchScript archive: {first}"
-        ) from error
+        raise ModelError(f"{name} is not a TorchScript archive: {first}") from error
     module.eval()
     return module
