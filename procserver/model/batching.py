@@ -24,28 +24,28 @@ import numpy as np
 import torch
 
 from procserver.errors import PredictFailed, ProcserverError
-from procserver.model.contract import rows_of
-from procserver.model.merging import Signature, signature_of
+from procserver.model.contract import Kind, kind_of
 
 Outputs = dict[str, np.ndarray]
 
 OVERTAKEN = 0.02
+_ALONE: tuple[int, Kind | None] = (0, None)
 
 
 class Request:
     """One request's tensors, and what became of them.
 
-    ``signature`` is None for tensors that are not to be merged.
+    ``kind`` is None for tensors that are not to be merged.
     """
 
     __slots__ = (
         "done",
         "error",
         "from_client",
+        "kind",
         "leads",
         "outputs",
         "rows",
-        "signature",
         "since",
         "tensors",
         "turn",
@@ -60,8 +60,7 @@ class Request:
     ) -> None:
         self.tensors = tensors
         self.from_client = from_client
-        self.rows = rows_of(tensors) if mergeable else 0
-        self.signature: Signature | None = signature_of(tensors) if self.rows else None
+        self.rows, self.kind = kind_of(tensors) if mergeable else _ALONE
         self.outputs: Outputs | None = None
         self.error: ProcserverError | None = None
         self.done = False
@@ -173,7 +172,7 @@ class Turns:
 
     def _take(self, leader: Request) -> list[Request]:
         """The leader and those in line that fit into its pass."""
-        if leader.signature is None or self._most_requests == 1:
+        if leader.kind is None or self._most_requests == 1:
             return [leader]
         with self._mutex:
             deadline = leader.since + self._patience
@@ -192,7 +191,7 @@ class Turns:
             len(fitting) == self._most_requests
             or sum(request.rows for request in fitting) >= self._most_rows
             or any(
-                request.signature == leader.signature and request not in fitting
+                request.kind == leader.kind and request not in fitting
                 for request in self._waiting
             )
         )
@@ -201,7 +200,7 @@ class Turns:
         fitting = [leader]
         rows = leader.rows
         for request in self._waiting:
-            if request.signature != leader.signature:
+            if request.kind != leader.kind:
                 continue
             rows += request.rows
             if len(fitting) == self._most_requests or rows > self._most_rows:
