@@ -18,6 +18,7 @@ from procserver.model.contract import Kind, check_ragged
 from procserver.model.failures import device_lost, explain, is_device_lost
 from procserver.model.loading import LoadedModel
 from procserver.model.merging import Proofs, split
+from procserver.model.sparse import SparseEmbeddings
 from procserver.model.transfer import Tensors, Transfer, open_device
 from procserver.observe.metrics import BATCHED_REQUESTS, BATCHES, NAN_SCORES
 
@@ -82,6 +83,11 @@ class ModelRunner:
         self.device = open_device(device)
         self._filter = tuple(outputs)
         self._module = model.module
+        self._sparse = (
+            None
+            if model.package.sparse is None
+            else SparseEmbeddings(model.package, model.tables)
+        )
         arguments = _arguments(self._module)
         self.takes_dict = bool(arguments) and "Dict" in arguments[0][1]
         self.takes_device = len(arguments) > 1 and arguments[1][1] == "Device"
@@ -122,8 +128,11 @@ class ModelRunner:
 
         :param tensors: name -> array in the tensor contract's dtype and shape
         :returns: output name -> array, those of ``outputs`` in its order
+        :raises BadTensor: if an id is outside of its embedding table
         :raises PredictFailed: if the model fails
         """
+        if self._sparse is not None:
+            tensors = self._sparse.join(tensors)
         batch = {name: torch.from_numpy(array) for name, array in tensors.items()}
         return self._queued(batch, from_client=False)
 
@@ -137,10 +146,15 @@ class ModelRunner:
             raise BadTensor(
                 f"the model takes {self._arity()} positional tensors, not named ones"
             )
-        check_ragged({name: array for name, (_, array) in tensors.items()})
+        given = {name: array for name, (_, array) in tensors.items()}
+        check_ragged(given)
         batch = {
             name: _tensor(dtype, array) for name, (dtype, array) in tensors.items()
         }
+        if self._sparse is not None:
+            for name, array in self._sparse.join(given).items():
+                if given.get(name) is not array:
+                    batch[name] = torch.from_numpy(array)
         return self._queued(batch, from_client=True)
 
     def run_positional(
