@@ -19,6 +19,7 @@ from procserver.model.loading import LoadedModel
 from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import Batching, ModelRunner
 from procserver.model.shared import Probe
+from procserver.model.transfer import open_device
 from procserver.observe import metrics
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
@@ -53,6 +54,7 @@ def build_service(
     :param on_device_lost: called when the GPU fails for good
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
+    open_device(device)
     package = open_served(service)
     for notice in package.notices:
         log.info("model: %s", notice)
