@@ -16,6 +16,7 @@ from procserver.model.integrity import total_bytes
 from procserver.model.loading import LoadedModel
 from procserver.model.package import ModelPackage
 from procserver.model.runner import Batching, ModelRunner
+from procserver.model.transfer import open_device
 from procserver.observe import metrics
 from procserver.observe.reqlog import RequestLog, open_logs
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
@@ -48,6 +49,7 @@ def build_service(
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
     logs = open_logs(service, workers)
+    open_device(device)
     model = obtain(package, device)
     runner = ModelRunner(
         model,

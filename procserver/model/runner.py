@@ -14,12 +14,12 @@ import torch
 
 from procserver.errors import BadTensor, ModelError, RequestError
 from procserver.model.batching import Outputs, Request, Turns
-from procserver.model.contract import check_ragged
+from procserver.model.contract import Kind, check_ragged
 from procserver.model.failures import device_lost, explain, is_device_lost
 from procserver.model.loading import LoadedModel
-from procserver.model.merging import Proofs, Signature, join, split
+from procserver.model.merging import Proofs, split
 from procserver.model.sparse import SparseEmbeddings, names_read
-from procserver.model.transfer import Parts, Transfer, open_device
+from procserver.model.transfer import Tensors, Transfer, open_device
 from procserver.observe.metrics import BATCHED_REQUESTS, BATCHES, NAN_SCORES
 
 log = logging.getLogger("procserver.model")
@@ -216,16 +216,16 @@ class ModelRunner:
 
     def _compute(self, requests: Sequence[Request]) -> None:
         """Answers requests whose turn it is; called by one thread at a time."""
-        kind = requests[0].signature
+        kind = requests[0].kind
         if len(requests) > 1 and kind is not None and not self._proofs.forbid(kind):
             self._together(requests, kind)
         else:
             self._apart(requests)
 
-    def _together(self, requests: Sequence[Request], kind: Signature) -> None:
+    def _together(self, requests: Sequence[Request], kind: Kind) -> None:
         """One pass for all, or else one for each."""
         try:
-            outputs = self._forward(join([request.tensors for request in requests]))
+            outputs = self._forward([request.tensors for request in requests])
         except _FAILURES as error:
             if self._note_loss(error):
                 for request in requests:
@@ -258,7 +258,7 @@ class ModelRunner:
 
     def _alone(self, request: Request) -> None:
         try:
-            request.outputs = self._forward(join([request.tensors]))
+            request.outputs = self._forward([request.tensors])
         except _FAILURES as error:
             request.error = self._explained(error, request)
             request.error.__cause__ = error
@@ -277,7 +277,7 @@ class ModelRunner:
 
     def _runs(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         try:
-            self._forward(join([tensors]))
+            self._forward([tensors])
         except _FAILURES:
             return False
         return True
@@ -291,14 +291,14 @@ class ModelRunner:
             self._on_device_lost()
         return True
 
-    def _forward(self, parts: Parts) -> Outputs:
+    def _forward(self, requests: Sequence[Tensors]) -> Outputs:
         gpu = (
             torch.cuda.device(self.device)
             if self.device.type == "cuda"
             else nullcontext()
         )
         with gpu, self._no_grad():
-            batch = self._transfer.to_device(parts)
+            batch = self._transfer.to_device(requests)
             if not self.takes_dict:
                 result = self._module(*batch.values())
             elif self.takes_device:

@@ -52,6 +52,14 @@ def test_an_export(tmp_path: Path) -> None:
     assert "exported with 3, which counts" in lines["all"]
 
 
+def test_batching_of_a_tile_export_is_warned_of(tmp_path: Path) -> None:
+    export(tmp_path / "m", INPUT_TILE="3")
+    batching = {"rpc": {"batching": True}}
+    assert "cannot be merged" in report(tmp_path, metadata=batching)["all"]
+    export(tmp_path / "m")
+    assert "cannot be merged" not in report(tmp_path, metadata=batching)["all"]
+
+
 def _no_fg(folder: Path) -> None:
     (folder / "fg.json").unlink()
 
