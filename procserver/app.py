@@ -18,6 +18,7 @@ from procserver.errors import (
     ServiceError,
     TooLarge,
 )
+from procserver.observe.capture import Capture
 from procserver.pipeline import Pipeline
 from procserver.wire.auth import Authenticator
 
@@ -37,6 +38,7 @@ class Service:
     pipeline: Pipeline
     auth: Authenticator
     max_body_bytes: int
+    capture: Capture | None = None
 
     def answers_to(self, name: str) -> bool:
         """Whether a URL's service part means us (``group.service`` does too)."""
@@ -68,14 +70,16 @@ class Predict:
         self, req: falcon.Request, resp: falcon.Response, name: str | None = None
     ) -> None:
         self._authorize(req, name)
-        reply = self._service.pipeline.predict(
-            read_body(req, self._service.max_body_bytes)
-        )
+        body = read_body(req, self._service.max_body_bytes)
+        reply = self._service.pipeline.predict(body)
         resp.data = reply.body
         resp.content_type = "application/octet-stream"
         resp.set_header("X-Model-Version", self._service.model_version)
         if reply.generation is not None:
             resp.set_header("X-Cache-Generation", str(reply.generation))
+        capture = self._service.capture
+        if capture is not None and not reply.debug_level:
+            capture.offer(body, reply.rows)
 
     def on_get(
         self, req: falcon.Request, resp: falcon.Response, name: str | None = None

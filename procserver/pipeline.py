@@ -28,15 +28,20 @@ from procserver.wire.torchrec import TorchRecRequest
 log = logging.getLogger("procserver.pipeline")
 
 Columns = Mapping[str, Column]
-WARM_UP_ROWS = 100
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An encoded answer and the cache generation it was made from."""
+    """An encoded answer, the cache generation it was made from, its request.
+
+    ``rows``: items scored, 0 if the request does not say; ``debug_level``: what the
+    request asked for beside scores.
+    """
 
     body: bytes
     generation: int | None = None
+    rows: int = 0
+    debug_level: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,6 @@ class Pipeline(Protocol):
 
         :raises RequestError: whatever the client is to be told
         """
-
-    def warm_up(self) -> None:
-        """Runs synthesized requests, so that the first real one is fast."""
 
     def describe(self) -> dict[str, object]:
         """Inputs and outputs of the service, for ``GET``."""
@@ -110,7 +112,10 @@ class RankingPipeline:
         gathered = self.gather(request)
         outputs = self._score(gathered)
         return Reply(
-            torchrec_wire.encode(outputs, request.item_ids), gathered.generation
+            torchrec_wire.encode(outputs, request.item_ids),
+            gathered.generation,
+            gathered.rows,
+            request.debug_level,
         )
 
     def gather(self, request: TorchRecRequest) -> ItemRows:
@@ -194,6 +199,8 @@ class RankingPipeline:
         if gathered.rows == 0:
             return dict(self._runner.empty_outputs)
         outputs = self._runner.run(self.generate(gathered))
+        if not self._runner.output_names:
+            self._runner.learn_outputs(outputs, gathered.rows)
         if gathered.missing is not None and gathered.missing.any():
             return self._with_empty_scores(outputs, gathered.missing)
         return outputs
@@ -225,15 +232,6 @@ class RankingPipeline:
                 array[missing] = self._item_empty_score
             scored[name] = array
         return scored
-
-    def warm_up(self) -> None:
-        if self._cache is not None:
-            self._pregenerated(self._cache.current())
-        for _ in range(2):
-            for rows in (WARM_UP_ROWS, 1):
-                tensors = self._fg.generate({}, {}, {}, rows, tile=self._tile)
-                outputs = self._runner.run(tensors)
-                self._runner.learn_outputs(outputs, rows)
 
     def describe(self) -> dict[str, object]:
         return {
@@ -282,18 +280,15 @@ class BypassPipeline:
             named = {n: (a.dtype, a.values) for n, a in request.map_inputs.items()}
             # NOTE: output_filter holds positions; with named tensors there are
             # none, and real clients send a filter that they expect ignored.
-            return Reply(torch_wire.encode(self._runner.run_map(named)))
-        if not request.inputs:
-            raise BadRequest("the request has neither inputs nor map_inputs")
-        arrays = [(array.dtype, array.values) for array in request.inputs]
-        return Reply(
-            torch_wire.encode(
+            answer = torch_wire.encode(self._runner.run_map(named))
+        elif request.inputs:
+            arrays = [(array.dtype, array.values) for array in request.inputs]
+            answer = torch_wire.encode(
                 self._runner.run_positional(arrays, request.output_filter)
             )
-        )
-
-    def warm_up(self) -> None:
-        """Nothing to synthesize: a bare model does not say what it takes."""
+        else:
+            raise BadRequest("the request has neither inputs nor map_inputs")
+        return Reply(answer, debug_level=request.debug_level)
 
     def describe(self) -> dict[str, object]:
         return {

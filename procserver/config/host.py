@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from procserver.config.kinds import Boolean, Devices, Integer, Text
+from procserver.config.kinds import Boolean, Devices, Integer, Number, Text
 from procserver.config.settings import setting
 
 
@@ -56,4 +56,12 @@ class HostConfig:
         Boolean(),
         "Bind each CPU worker to a core of its own.",
         default=True,
+    )
+    warmup_seconds: float = setting(
+        "warmup_seconds",
+        Number(0, 86_400),
+        "Longest time for which recorded requests are replayed before a worker is "
+        "ready. Requests made up from `fg.json` come before that.",
+        default=60.0,
+        unit="s",
     )

@@ -17,9 +17,12 @@ from procserver.fg import FeatureGenerator
 from procserver.fg.feature import FeatureSpec, InputRef
 from procserver.itemcache.reader import CacheReader, Generation
 from procserver.wire import torchrec as torchrec_wire
-from procserver.wire.dtypes import ArrayDataType
-from procserver.wire.pb.torch_predict_pb2 import PredictRequest
-from procserver.wire.pb.torchrec_predict_pb2 import PBFeature, PBRequest
+from procserver.wire.pb import torch_predict_pb2 as wire
+from procserver.wire.pb.torchrec_predict_pb2 import (
+    ContextFeatures,
+    PBFeature,
+    PBRequest,
+)
 
 # What engines send at once, a number that no vector width divides, and one.
 TYPICAL_ROWS = 100
@@ -33,7 +36,13 @@ _MISSING_EACH = 7
 
 
 class Synthesis(Protocol):
-    """Makes requests for one kind of service."""
+    """Makes requests for one kind of service.
+
+    ``is_binding``: a model that fails on all of them cannot be served.
+    """
+
+    @property
+    def is_binding(self) -> bool: ...
 
     @property
     def shapes(self) -> tuple[int, ...]:
@@ -95,6 +104,10 @@ class FeatureRequests:
     max_items: int = TYPICAL_ROWS
 
     @property
+    def is_binding(self) -> bool:
+        return True
+
+    @property
     def shapes(self) -> tuple[int, ...]:
         wanted = (min(rows, self.max_items) for rows in (TYPICAL_ROWS, ODD_ROWS, 1))
         return tuple(dict.fromkeys(wanted))
@@ -122,7 +135,7 @@ class FeatureRequests:
             ids.Clear()
             if filled and join.pk_side == "user":
                 ids.string_list.features.extend(_item_ids(generation, ELEMENTS))
-        return message.SerializeToString()
+        return bytes(message.SerializeToString())
 
     def _joined(self, generation: Generation | None) -> set[str]:
         """Sequence columns that the item cache has, so that nobody sends them."""
@@ -160,6 +173,11 @@ class TensorRequests:
     fg: FeatureGenerator
     tile: bool
 
+    @property
+    def is_binding(self) -> bool:
+        # The file may be another model's: in this mode nothing else needs it.
+        return False
+
     @cached_property
     def _features(self) -> FeatureRequests:
         return FeatureRequests(self.fg)
@@ -173,10 +191,10 @@ class TensorRequests:
         tensors = self.fg.generate(
             features.user, features.item, features.context, rows, tile=self.tile
         )
-        message = PredictRequest()
+        message = wire.PredictRequest()
         for name, array in tensors.items():
             _put_array(message.map_inputs[name], array)
-        return message.SerializeToString()
+        return bytes(message.SerializeToString())
 
 
 def _cells_for(readers: list[tuple[FeatureSpec, InputRef]]) -> _Cells:
@@ -212,23 +230,22 @@ def _item_ids(generation: Generation | None, rows: int) -> Iterator[str]:
             yield str(row + 1)
 
 
-def _put_rows(column: object, cells: _Cells, rows: int, filled: bool) -> None:
+def _put_rows(column: ContextFeatures, cells: _Cells, rows: int, filled: bool) -> None:
     for row in range(rows):
-        feature = column.features.add()  # type: ignore[attr-defined]
+        feature = column.features.add()
         if filled and row % _MISSING_EACH != _MISSING_EACH - 1:
             cells.put(feature, row)
 
 
 _FIELDS = {
-    np.dtype(np.float32): (ArrayDataType.DT_FLOAT, "float_val"),
-    np.dtype(np.float64): (ArrayDataType.DT_DOUBLE, "double_val"),
-    np.dtype(np.int64): (ArrayDataType.DT_INT64, "int64_val"),
-    np.dtype(np.int32): (ArrayDataType.DT_INT32, "int_val"),
+    np.dtype(np.float32): (wire.DT_FLOAT, "float_val"),
+    np.dtype(np.float64): (wire.DT_DOUBLE, "double_val"),
+    np.dtype(np.int64): (wire.DT_INT64, "int64_val"),
+    np.dtype(np.int32): (wire.DT_INT32, "int_val"),
 }
 
 
-def _put_array(tensor: object, array: np.ndarray) -> None:
-    dtype, field = _FIELDS[array.dtype]
-    tensor.dtype = int(dtype)  # type: ignore[attr-defined]
-    tensor.array_shape.dim.extend(array.shape)  # type: ignore[attr-defined]
+def _put_array(tensor: wire.ArrayProto, array: np.ndarray) -> None:
+    tensor.dtype, field = _FIELDS[array.dtype]
+    tensor.array_shape.dim.extend(array.shape)
     getattr(tensor, field).extend(array.reshape(-1).tolist())

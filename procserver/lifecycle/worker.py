@@ -52,7 +52,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._start_thread()
             devices = state.service.host.device
             service = build_service(
-                state.service, state.control_name, devices[self.slot % len(devices)]
+                state.service,
+                state.control_name,
+                devices[self.slot % len(devices)],
+                beat=self.notify,
             )
             self.wsgi = _honour_close(create_app(service))
         except ProcserverError as error:
