@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 
 from procserver.config import ServiceConfig
-from procserver.errors import BadFeature, ModelError, RequestError
+from procserver.errors import BadFeature, ModelError, RequestError, ServiceError
 from procserver.lifecycle.recordings import Limits, Recording, Unusable, recordings
 from procserver.lifecycle.synthesis import Synthesis
 from procserver.observe.capture import fallback_folder
@@ -88,17 +88,17 @@ def warm_up(
     if failure is not None and not (synthesized or replay.requests):
         raise ModelError(
             "the model fails on requests made from fg.json, does it belong to "
-            f"this fg.json? {failure}"
+            f"this fg.json? {_told(failure)}"
         ) from failure
     return WarmUp(synthesized, replay.requests, replay.files)
 
 
 def _synthesized(
     pipeline: Pipeline, synthesis: Synthesis, beat: Callable[[], object]
-) -> tuple[int, RequestError | None]:
+) -> tuple[int, Exception | None]:
     """How many requests were answered, and a failure of the model."""
     answered = 0
-    failure: RequestError | None = None
+    failure: Exception | None = None
     for rows in synthesis.shapes:
         # Where features or model refuse what was made up, empty features do.
         for filled in (True, False):
@@ -110,17 +110,26 @@ def _synthesized(
                     WARM_UP.add(1, "synthesized")
                     answered += 1
                 break
-            except RequestError as error:
+            except ServiceError:
+                raise
+            except Exception as error:
+                # Not only ours: a script may raise what it likes.
                 WARM_UP.add(1, "failed")
                 log.warning(
                     "synthesized request of %d rows with %s features failed: %s",
                     rows,
                     "made-up" if filled else "empty",
-                    error,
+                    _told(error),
                 )
                 if synthesis.is_binding and not isinstance(error, BadFeature):
                     failure = error
     return answered, failure
+
+
+def _told(error: Exception) -> str:
+    """One line: of a script's failure the last one, above which is its source."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def _captures(service: ServiceConfig) -> list[Path]:
