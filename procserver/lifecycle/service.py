@@ -18,7 +18,7 @@ from procserver.lifecycle.synthesis import (
 )
 from procserver.lifecycle.warmup import warm_up
 from procserver.model.loading import load
-from procserver.model.package import ModelPackage, open_package
+from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import ModelRunner
 from procserver.observe.capture import start_capture
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
@@ -41,7 +41,7 @@ def build_service(
     :param beat: called while warming up, see :func:`warm_up`
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
-    package = open_package(service.model_dir, input_tile=service.envs.input_tile)
+    package = open_served(service)
     pipeline, synthesis = _pipeline(service, package, control_name, device)
     started = time.monotonic()
     done = warm_up(pipeline, synthesis, service, beat=beat)
