@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 
 from procserver.app import Service
 from procserver.config import ServiceConfig
@@ -28,23 +27,18 @@ log = logging.getLogger("procserver.lifecycle")
 
 
 def build_service(
-    service: ServiceConfig,
-    control_name: str | None,
-    device: str,
-    *,
-    beat: Callable[[], object] = lambda: None,
+    service: ServiceConfig, control_name: str | None, device: str
 ) -> Service:
     """Loads everything that one worker needs and warms it up.
 
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
-    :param beat: called while warming up, see :func:`warm_up`
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
     package = open_served(service)
     pipeline, synthesis = _pipeline(service, package, control_name, device)
     started = time.monotonic()
-    done = warm_up(pipeline, synthesis, service, beat=beat)
+    done = warm_up(pipeline, synthesis, service)
     log.info("warmed up in %.2f s with %s", time.monotonic() - started, done)
     token = service.token.reveal() if service.token is not None else None
     return Service(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -47,11 +47,6 @@ class WarmUp:
     replayed: int
     files: Counter[str]
 
-    @property
-    def requests(self) -> int:
-        """Requests answered, and so forward passes at least."""
-        return self.synthesized + self.replayed
-
     def __str__(self) -> str:
         text = f"{self.synthesized} synthesized and {self.replayed} recorded requests"
         if self.files:
@@ -61,24 +56,18 @@ class WarmUp:
 
 
 def warm_up(
-    pipeline: Pipeline,
-    synthesis: Synthesis | None,
-    service: ServiceConfig,
-    *,
-    beat: Callable[[], object] = lambda: None,
+    pipeline: Pipeline, synthesis: Synthesis | None, service: ServiceConfig
 ) -> WarmUp:
     """Makes a pipeline ready for its first request.
 
     :param synthesis: None if nothing is known of what the model takes
-    :param beat: called before every request, so that who supervises this process
-        sees that it lives
     :raises ModelError: if the model fails on requests made from its own ``fg.json``
         and no recorded request was answered either
     """
     synthesized, failure = 0, None
     if synthesis is not None:
-        synthesized, failure = _synthesized(pipeline, synthesis, beat)
-    replay = _Replay(pipeline, service, beat)
+        synthesized, failure = _synthesized(pipeline, synthesis)
+    replay = _Replay(pipeline, service)
     captures = _captures(service)
     rounds = service.model.warmup_cnt_per_file
     replay.folder("model_config.warmup_data_path", captures, rounds)
@@ -94,7 +83,7 @@ def warm_up(
 
 
 def _synthesized(
-    pipeline: Pipeline, synthesis: Synthesis, beat: Callable[[], object]
+    pipeline: Pipeline, synthesis: Synthesis
 ) -> tuple[int, Exception | None]:
     """How many requests were answered, and a failure of the model."""
     answered = 0
@@ -105,7 +94,6 @@ def _synthesized(
             try:
                 body = synthesis.body(rows, filled=filled)
                 for _ in range(SYNTHESIZED_ROUNDS):
-                    beat()
                     pipeline.predict(body)
                     WARM_UP.add(1, "synthesized")
                     answered += 1
@@ -145,7 +133,6 @@ class _Replay:
 
     pipeline: Pipeline
     service: ServiceConfig
-    beat: Callable[[], object]
     requests: int = 0
     files: Counter[str] = field(default_factory=Counter)
     _told: int = 0
@@ -227,7 +214,6 @@ class _Replay:
             yield from file.bodies()
 
     def _request(self, body: bytes) -> str | None:
-        self.beat()
         try:
             self.pipeline.predict(body)
         except RequestError as error:
@@ -236,7 +222,7 @@ class _Replay:
         except Exception as error:
             # SAFETY: no file may keep a worker from starting, whatever it finds.
             WARM_UP.add(1, "failed")
-            log.error("a recorded request failed", exc_info=error)
+            log.error("a recorded request failed: %r", error, exc_info=not self._told)
             return type(error).__name__
         WARM_UP.add(1, "replayed")
         self.requests += 1

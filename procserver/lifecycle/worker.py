@@ -52,10 +52,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._start_thread()
             devices = state.service.host.device
             service = build_service(
-                state.service,
-                state.control_name,
-                devices[self.slot % len(devices)],
-                beat=self.notify,
+                state.service, state.control_name, devices[self.slot % len(devices)]
             )
             self.wsgi = _honour_close(create_app(service))
         except ProcserverError as error:

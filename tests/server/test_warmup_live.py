@@ -126,26 +126,6 @@ def test_an_item_cache_and_a_store_without_captures_yet(
     server.stop()
 
 
-def test_a_long_warm_up_is_a_sign_of_life(launch: Launch, tmp_path: Path) -> None:
-    config = counting.write(
-        tmp_path / "service",
-        "patient",
-        model_config={
-            "warmup_data_path": "captures",
-            "warmup_cnt_per_file": 1_000_000,
-        },
-        procserver={"warmup_seconds": 8},
-    )
-    folder = tmp_path / "service" / "captures"
-    folder.mkdir()
-    (folder / "a.pb").write_bytes(counting.request())
-    env = {"GUNICORN_CMD_ARGS": "--timeout 4"}
-    server = launch(config, workers=1, env=env).start()
-    assert "TIMEOUT" not in server.text()
-    assert "1 replayed, 0 skipped" in server.text()
-    server.stop()
-
-
 def test_a_folder_of_garbage_delays_nothing(launch: Launch, tmp_path: Path) -> None:
     config = write(tmp_path / "service", "dump")
     folder = tmp_path / "service" / "captures"
