@@ -136,6 +136,7 @@ class _Replay:
     requests: int = 0
     files: Counter[str] = field(default_factory=Counter)
     _told: int = 0
+    _crashed: bool = False
     _ends: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -222,7 +223,8 @@ class _Replay:
         except Exception as error:
             # SAFETY: no file may keep a worker from starting, whatever it finds.
             WARM_UP.add(1, "failed")
-            log.error("a recorded request failed: %r", error, exc_info=not self._told)
+            first, self._crashed = not self._crashed, True
+            log.error("a recorded request failed: %r", error, exc_info=first)
             return type(error).__name__
         WARM_UP.add(1, "replayed")
         self.requests += 1
