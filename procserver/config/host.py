@@ -83,3 +83,9 @@ class HostConfig:
         default=60.0,
         unit="s",
     )
+    share_weights: bool = setting(
+        "share_weights",
+        Boolean(),
+        "Keep one copy of the model's weights in shared memory for all workers.",
+        default=True,
+    )

@@ -7,11 +7,13 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import IO
 
 import numpy as np
 import torch
 
 from procserver.errors import ModelError
+from procserver.model.operators import load_operators
 from procserver.model.package import ModelPackage
 
 log = logging.getLogger("procserver.model")
@@ -38,7 +40,7 @@ def load(package: ModelPackage, *, device: str = "cpu") -> LoadedModel:
     :raises ModelError: if the script is damaged or uses operators that are not here
     """
     started = time.monotonic()
-    module = _script(package, torch.device(device))
+    module = read_script(package, torch.device(device))
     log.info(
         "model %s loaded on %s in %.2f s",
         package.version,
@@ -48,27 +50,32 @@ def load(package: ModelPackage, *, device: str = "cpu") -> LoadedModel:
     return LoadedModel(package, module)
 
 
-def _script(package: ModelPackage, device: torch.device) -> torch.jit.ScriptModule:
+def read_script(
+    package: ModelPackage,
+    device: torch.device,
+    skeleton: IO[bytes] | None = None,
+) -> torch.jit.ScriptModule:
+    """A TorchScript archive in evaluation mode, with the operators that it calls.
+
+    :param skeleton: read this instead of the package's script
+    :raises ModelError: if it is damaged or uses operators that are not here
+    """
+    load_operators(package.script)
+    name = package.script.name
+    file = str(package.script) if skeleton is None else skeleton
     try:
         module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-            str(package.script), map_location=device
+            file, map_location=device
         )
     except (RuntimeError, ValueError) as error:
         text = str(error)
         operator = re.search(r"Unknown builtin op: (\w+)::", text)
-        if operator and operator.group(1) == "fbgemm":
-            raise ModelError(
-                f"{package.script.name} uses fbgemm operators, "
-                "which this installation does not have"
-            ) from error
         if operator:
             raise ModelError(
-                f"{package.script.name} uses operators of the library "
+                f"{name} uses operators of the library "
                 f"{operator.group(1)!r}, which is not loaded"
             ) from error
         first = text.strip().splitlines()[0] if text.strip() else "unreadable"
-        raise ModelError(
-            f"{package.script.name} is not a TorchScript archive: {first}"
-        ) from error
+        raise ModelError(f"{name} is not a TorchScript archive: {first}") from error
     module.eval()
     return module

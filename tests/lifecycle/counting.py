@@ -95,7 +95,8 @@ def write(
         "processor": "easyrec-torch-1.12",
         "model_path": "export",
         "model_config": {"fg_mode": "normal"},
-        "procserver": {"state_dir": "state"},
+        # Calls are counted in a replica of the worker's own from the start.
+        "procserver": {"state_dir": "state", "share_weights": False},
     }
     for key, value in overrides.items():
         known = content.get(key)

@@ -25,6 +25,7 @@ from procserver.errors import ModelError
 from procserver.lifecycle.recordings import Limits as RecordingLimits
 from procserver.lifecycle.recordings import Recording, from_base64, recordings
 from procserver.lifecycle.service import build_service
+from procserver.model.loading import load as load_model
 from procserver.observe.metrics import REGISTRY, WARM_UP, WARM_UP_FILES
 from procserver.wire.pb.torch_predict_pb2 import PredictRequest, PredictResponse
 from procserver.wire.pb.torchrec_predict_pb2 import PBRequest, PBResponse
@@ -36,7 +37,9 @@ SYNTHESIZED = 6  # two for each of three shapes
 
 
 def build(service: ServiceConfig) -> Service:
-    return build_service(service, None, "cpu")
+    return build_service(
+        service, None, "cpu", lambda package, device, probe: load_model(package)
+    )
 
 
 def calls_before(service: Service) -> int:
