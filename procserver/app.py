@@ -21,6 +21,7 @@ from procserver.errors import (
     TooLarge,
 )
 from procserver.observe import exposition, metrics
+from procserver.observe.capture import Capture
 from procserver.observe.reqlog import Logs
 from procserver.observe.trace import Trace, record
 from procserver.pipeline import Pipeline
@@ -44,6 +45,7 @@ class Service:
     max_body_bytes: int
     logs: Logs | None = None
     loaded_at: float = field(default_factory=time.time)
+    capture: Capture | None = None
 
     def answers_to(self, name: str) -> bool:
         """Whether a URL's service part means us (``group.service`` does too)."""
@@ -92,6 +94,9 @@ class Predict:
         resp.set_header("X-Model-Version", self._service.model_version)
         if reply.generation is not None:
             resp.set_header("X-Cache-Generation", str(reply.generation))
+        capture = self._service.capture
+        if capture is not None and not reply.debug_level:
+            capture.offer(body, reply.rows)
 
     def on_get(
         self, req: falcon.Request, resp: falcon.Response, name: str | None = None

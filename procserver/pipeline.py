@@ -40,15 +40,20 @@ Tensors = Mapping[str, np.ndarray]
 # Debug levels: what is saved, and what needs every item column as it was.
 SAVED_LEVEL = 100
 RAW_LEVELS = (1, 2, SAVED_LEVEL, 102)
-WARM_UP_ROWS = 100
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An encoded answer and the cache generation it was made from."""
+    """An encoded answer, the cache generation it was made from, its request.
+
+    ``rows``: items scored, 0 if the request does not say; ``debug_level``: what the
+    request asked for beside scores.
+    """
 
     body: bytes
     generation: int | None = None
+    rows: int = 0
+    debug_level: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,13 @@ class ItemRows:
 
 
 class Pipeline(Protocol):
-    """One way of answering a predict request."""
+    """One way of answering a predict request.
+
+    ``request_log`` is set when the warm-up is over, whose requests are not to be
+    logged; None: requests of debug level 100 are not saved.
+    """
+
+    request_log: RequestLog | None
 
     def predict(
         self, body: bytes | bytearray | memoryview, trace: Trace | None = None
@@ -82,9 +93,6 @@ class Pipeline(Protocol):
 
         :raises RequestError: whatever the client is to be told
         """
-
-    def warm_up(self) -> None:
-        """Runs synthesized requests, so that the first real one is fast."""
 
     def describe(self) -> dict[str, object]:
         """Inputs and outputs of the service, for ``GET``."""
@@ -104,14 +112,13 @@ class RankingPipeline:
         *,
         item_empty_score: float = 0.0,
         max_items: int = 5000,
-        request_log: RequestLog | None = None,
     ) -> None:
         self._fg = fg
         self._runner = runner
         self._cache = cache
         self._item_empty_score = item_empty_score
         self._max_items = max_items
-        self._request_log = request_log
+        self.request_log: RequestLog | None = None
         self._tile = runner.package.input_tile != 0
         self._item_inputs = tuple(fg.item_inputs)
         self._joins = tuple(fg.sequence_joins)
@@ -150,7 +157,7 @@ class RankingPipeline:
         trace.done(ENCODE)
         if request.debug_level == SAVED_LEVEL:
             self.save(request, body, gathered, tensors)
-        return Reply(answer, gathered.generation)
+        return Reply(answer, gathered.generation, gathered.rows, request.debug_level)
 
     def save(
         self,
@@ -163,11 +170,11 @@ class RankingPipeline:
 
         The text is made by the log's own threads.
         """
-        if self._request_log is None:
+        if self.request_log is None:
             return
         copy = bytes(body)
         size = len(copy) + sum(tensor.nbytes for tensor in tensors.values())
-        self._request_log.offer(
+        self.request_log.offer(
             request.meta.get("request_id", ""),
             size,
             lambda: encode_log_data(
@@ -289,6 +296,8 @@ class RankingPipeline:
         if gathered.rows == 0:
             return dict(self._runner.empty_outputs)
         outputs = self._runner.run(tensors)
+        if not self._runner.output_names:
+            self._runner.learn_outputs(outputs, gathered.rows)
         if gathered.missing is not None:
             return self._with_empty_scores(outputs, gathered.missing)
         return outputs
@@ -320,15 +329,6 @@ class RankingPipeline:
                 array[missing] = self._item_empty_score
             scored[name] = array
         return scored
-
-    def warm_up(self) -> None:
-        if self._cache is not None:
-            self._pregenerated(self._cache.current())
-        for _ in range(2):
-            for rows in (WARM_UP_ROWS, 1):
-                tensors = self._fg.generate({}, {}, {}, rows, tile=self._tile)
-                outputs = self._runner.run(tensors)
-                self._runner.learn_outputs(outputs, rows)
 
     def describe(self) -> dict[str, object]:
         return {
@@ -375,11 +375,9 @@ def open_pregenerated(
 class BypassPipeline:
     """Tensors from the client straight into the model (``fg_mode: bypass``)."""
 
-    def __init__(
-        self, runner: ModelRunner, *, request_log: RequestLog | None = None
-    ) -> None:
+    def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
-        self._request_log = request_log
+        self.request_log: RequestLog | None = None
 
     def predict(
         self, body: bytes | bytearray | memoryview, trace: Trace | None = None
@@ -396,11 +394,11 @@ class BypassPipeline:
         trace.done(RUN)
         answer = torch_wire.encode(outputs)
         trace.done(ENCODE)
-        if request.debug_level == SAVED_LEVEL and self._request_log is not None:
+        if request.debug_level == SAVED_LEVEL and self.request_log is not None:
             # There are no features and no request id; the body is saved as it is.
             copy = bytes(body)
-            self._request_log.offer("", len(copy), lambda: copy)
-        return Reply(answer)
+            self.request_log.offer("", len(copy), lambda: copy)
+        return Reply(answer, debug_level=request.debug_level)
 
     def _run(
         self, request: TorchRequest
@@ -414,9 +412,6 @@ class BypassPipeline:
             raise BadRequest("the request has neither inputs nor map_inputs")
         arrays = [(array.dtype, array.values) for array in request.inputs]
         return self._runner.run_positional(arrays, request.output_filter)
-
-    def warm_up(self) -> None:
-        """Nothing to synthesize: a bare model does not say what it takes."""
 
     def describe(self) -> dict[str, object]:
         return {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from procserver.config.kinds import Boolean, Devices, Integer, Text
+from procserver.config.kinds import Boolean, Devices, Integer, Number, Text
 from procserver.config.settings import setting
 
 
@@ -74,6 +74,14 @@ class HostConfig:
         Boolean(),
         "Bind each CPU worker to a core of its own.",
         default=True,
+    )
+    warmup_seconds: float = setting(
+        "warmup_seconds",
+        Number(0, 86_400),
+        "Longest time for which recorded requests are replayed before a worker is "
+        "ready. Requests made up from `fg.json` come before that.",
+        default=60.0,
+        unit="s",
     )
     share_weights: bool = setting(
         "share_weights",

@@ -80,9 +80,9 @@ class ModelConfig:
     warmup_data_path: Path | None = setting(
         "warmup_data_path",
         Text(name="path"),
-        "Folder of captured requests: filled at the first start, replayed before "
-        "a worker is ready at later ones.",
-        pending=True,
+        "Folder of captured requests: filled from live requests at the first start, "
+        "replayed before a worker is ready at later ones. They hold features of "
+        "people.",
     )
     warmup_cnt_per_file: int = setting(
         "warmup_cnt_per_file",
@@ -90,15 +90,13 @@ class ModelConfig:
         "How often each captured request is replayed.",
         default=20,
         unit="times",
-        pending=True,
     )
     warmup_pb_files_count: int = setting(
         "warmup_pb_files_count",
         Integer(0, 1_000_000),
-        "Requests to capture for the next start, in the whole service.",
+        "Requests to capture for the next start, in the whole service. 0: none.",
         default=64,
         unit="files",
-        pending=True,
     )
     long_request_threshold_ms: float = setting(
         "long_request_threshold",

@@ -15,13 +15,15 @@ import os
 import select
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gunicorn.errors import HaltServer
 
 from procserver.config import ServiceConfig
 from procserver.config.fetch import fetch
-from procserver.errors import ServiceError
+from procserver.config.storage import Mount
+from procserver.errors import FetchError, ServiceError
 from procserver.lifecycle.deaths import OomKills
 from procserver.lifecycle.process import run_in_child
 from procserver.lifecycle.refresher import Refresher
@@ -32,6 +34,8 @@ from procserver.lifecycle.weights import Weights
 from procserver.model.package import ModelPackage, open_served
 from procserver.observe import metrics
 from procserver.shm import reclaim
+
+log = logging.getLogger("procserver.lifecycle")
 
 EXIT_CANARY_DIED = 3
 EXIT_NOT_STARTED = 4
@@ -141,7 +145,27 @@ def _find_model(server: Any, service: ServiceConfig) -> ModelPackage:
 
 def _fetch_copies(service: ServiceConfig) -> None:
     for mount in service.copies:
-        fetch(mount, service.state_dir)
+        try:
+            fetch(mount, service.state_dir)
+        except FetchError as error:
+            # Before the first start nobody has captured anything.
+            if not _holds_captures_only(mount, service):
+                raise
+            log.warning("no captured requests to warm up with: %s", error)
+
+
+def _holds_captures_only(mount: Mount, service: ServiceConfig) -> bool:
+    folder = mount.folder(service.state_dir)
+    needed = [service.model_dir, service.warm_up_data_path]
+    source = service.item_source
+    if source is not None and source.url is not None:
+        needed.append(Path(source.url.reveal()))
+    captures = service.model.warmup_data_path
+    return (
+        captures is not None
+        and captures.is_relative_to(folder)
+        and not any(path and path.is_relative_to(folder) for path in needed)
+    )
 
 
 def _log_through(gunicorn_log: Any) -> None:

@@ -161,9 +161,17 @@ SHARED_WEIGHTS_BYTES = _declare(
 WARM_UP = _declare(
     Counter(
         "procserver_warmup_requests_total",
-        "Warm-up requests, by outcome.",
+        "Warm-up requests of all workers, by outcome.",
         label="outcome",
-        values=("replayed", "synthesized", "skipped", "failed"),
+        values=("synthesized", "replayed", "failed"),
+    )
+)
+WARM_UP_FILES = _declare(
+    Counter(
+        "procserver_warmup_files_total",
+        "Files of recorded requests; skipped: unusable, or beyond a limit.",
+        label="outcome",
+        values=("replayed", "skipped", "failed"),
     )
 )
 CAPTURES = _declare(
