@@ -7,6 +7,7 @@ import http.client
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -44,6 +45,8 @@ class Source(Protocol):
 
     def answer(self, request: Saved) -> Answer: ...
 
+    def close(self) -> None: ...
+
 
 class Server:
     """A server at a URL, called over one connection that is kept."""
@@ -77,6 +80,9 @@ class Server:
             status, body = 0, f"{type(error).__name__}: {error}".encode()
         return Answer(status, body, time.perf_counter() - started)
 
+    def close(self) -> None:
+        self._connection.close()
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -89,6 +95,9 @@ class Folder:
             return Answer(200, answer_file(self.path, request.name).read_bytes(), 0.0)
         except OSError as error:
             return Answer(0, f"no saved answer: {error.strerror}".encode(), 0.0)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 @dataclass
@@ -135,12 +144,18 @@ def run(args: argparse.Namespace) -> Summary:
     :raises UsageError: if that cannot be done
     :raises OSError: if a file cannot be read or written
     """
-    server = Server(args.url, args.token, args.timeout)
-    other = _other(args)
-    requests = list(saved_requests(args.files, keep_debug_level=args.keep_debug_level))
-    if not requests:
-        raise UsageError("no saved requests (.pb, .bin) there")
-    return replay(requests, server, other, args)
+    with ExitStack() as open_sources:
+        server = Server(args.url, args.token, args.timeout)
+        open_sources.callback(server.close)
+        other = _other(args)
+        if other is not None:
+            open_sources.callback(other.close)
+        requests = list(
+            saved_requests(args.files, keep_debug_level=args.keep_debug_level)
+        )
+        if not requests:
+            raise UsageError("no saved requests (.pb, .bin) there")
+        return replay(requests, server, other, args)
 
 
 def _other(args: argparse.Namespace) -> Source | None:
