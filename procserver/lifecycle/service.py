@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from procserver.app import Service
 from procserver.config import ServiceConfig
-from procserver.errors import ModelError, ProcserverError
+from procserver.errors import ModelError, RequestError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
 from procserver.model.loading import LoadedModel
 from procserver.model.package import ModelPackage, open_served
-from procserver.model.runner import ModelRunner
+from procserver.model.runner import Batching, ModelRunner
 from procserver.model.shared import Probe
 from procserver.observe import metrics
 from procserver.observe.reqlog import RequestLog, open_logs
@@ -44,6 +44,7 @@ def build_service(
     control_name: str | None,
     device: str,
     obtain: ModelSource,
+    on_device_lost: Callable[[], None] = lambda: None,
     *,
     workers: int = 1,
 ) -> Service:
@@ -52,6 +53,7 @@ def build_service(
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
     :param obtain: gives the model of a package
+    :param on_device_lost: called when the GPU fails for good
     :param workers: how many share what is configured for the service
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
@@ -59,17 +61,25 @@ def build_service(
     package = open_served(service)
     for notice in package.notices:
         log.info("model: %s", notice)
-    pipeline = _pipeline(
-        service,
-        package,
-        control_name,
-        device,
-        obtain,
-        logs.requests if service.allow_debug else None,
+    fg = _generator(service, package)
+    model = obtain(package, device, _probe(package, fg))
+    metrics.MODEL.set(package.version, "shared" if model.shared else "own")
+    metrics.MODEL_BYTES.set(package.script.stat().st_size)
+    runner = ModelRunner(
+        model,
+        device=device,
+        outputs=service.model.outputs,
+        batching=_batching(service),
+        plain_no_grad=service.envs.no_grad_guard,
+        on_device_lost=on_device_lost,
     )
+    request_log = logs.requests if service.allow_debug else None
+    pipeline = _pipeline(service, fg, control_name, runner, request_log)
     started = time.monotonic()
     pipeline.warm_up()
     _replay(pipeline, service.warm_up_data_path)
+    if runner.lost:
+        raise ModelError(f"device {device} failed during the warm-up")
     log.info("warmed up in %.2f s", time.monotonic() - started)
     token = service.token.reveal() if service.token is not None else None
     return Service(
@@ -82,34 +92,42 @@ def build_service(
     )
 
 
-def _pipeline(
-    service: ServiceConfig,
-    package: ModelPackage,
-    control_name: str | None,
-    device: str,
-    obtain: ModelSource,
-    request_log: RequestLog | None,
-) -> Pipeline:
-    outputs = service.model.outputs
+def _generator(
+    service: ServiceConfig, package: ModelPackage
+) -> FeatureGenerator | None:
     if service.model.fg_mode == "bypass":
-        # Nobody knows what it takes before the first request.
-        model = obtain(package, device, _no_batch)
-        runner = ModelRunner(model, device=device, outputs=outputs)
-        return BypassPipeline(runner, request_log=request_log)
+        return None
     if package.fg_json is None:
         raise ModelError(f"fg_mode is normal, but {package.directory} holds no fg.json")
-    fg = FeatureGenerator(
+    return FeatureGenerator(
         package.fg_json,
         threads=service.model.fg_threads,
         farm_hash=service.envs.farm_hash,
     )
 
+
+def _probe(package: ModelPackage, fg: FeatureGenerator | None) -> Probe:
+    """Scores of a batch of defaults, by which two copies of a model are compared."""
+
     def probe(model: LoadedModel) -> Mapping[str, np.ndarray]:
+        if fg is None:
+            # Nobody knows what it takes before the first request.
+            raise ModelError("a model without features does not say what it takes")
         tile = package.input_tile != 0
         return ModelRunner(model).run(fg.generate({}, {}, {}, PROBE_ROWS, tile=tile))
 
-    model = obtain(package, device, probe)
-    runner = ModelRunner(model, device=device, outputs=outputs)
+    return probe
+
+
+def _pipeline(
+    service: ServiceConfig,
+    fg: FeatureGenerator | None,
+    control_name: str | None,
+    runner: ModelRunner,
+    request_log: RequestLog | None,
+) -> Pipeline:
+    if fg is None:
+        return BypassPipeline(runner, request_log=request_log)
     cache = None
     if control_name is not None:
         cache = CacheReader(control_name, digest=fg.digest)
@@ -129,8 +147,15 @@ def _pipeline(
     )
 
 
-def _no_batch(model: LoadedModel) -> Mapping[str, np.ndarray]:
-    raise ModelError("a model without features does not say what it takes")
+def _batching(service: ServiceConfig) -> Batching | None:
+    rpc = service.rpc
+    if not rpc.batching or rpc.max_batch_size == 1:
+        return None
+    return Batching(
+        most_requests=rpc.max_batch_size,
+        patience=rpc.max_batch_timeout_ms / 1000,
+        most_rows=service.host.max_items,
+    )
 
 
 def _replay(pipeline: Pipeline, path: Path | None) -> None:
@@ -151,6 +176,6 @@ def _replay(pipeline: Pipeline, path: Path | None) -> None:
             for _ in range(WARM_UP_ROUNDS):
                 pipeline.predict(body)
             metrics.WARM_UP.add(1, "replayed")
-        except ProcserverError as error:
+        except RequestError as error:
             metrics.WARM_UP.add(1, "failed")
             log.warning("warm-up request %s failed: %s", file.name, error)

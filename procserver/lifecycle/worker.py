@@ -54,16 +54,27 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         # NOTE: OpenMP keeps the number of threads per calling thread.
         import torch
 
-        torch.set_num_threads(len(self.cores))
+        given = master().service.model.intra_op_parallelism_threads
+        torch.set_num_threads(threads_of(given, len(self.cores)))
+
+    def _start_operators(self) -> None:
+        """Threads between operators, which a script forks with ``torch.jit.fork``."""
+        import torch
+
+        given = master().service.model.inter_op_parallelism_threads
+        # NOTE: torch takes this once in a process, before anything runs.
+        torch.set_num_interop_threads(threads_of(given, len(self.cores)))
+
+    def retire(self) -> None:
+        """Answers what is under way, then ends; the master starts another worker."""
+        self.log.error("worker %s gives way to a new one", self.pid)
+        self.handle_exit(None, None)
 
     def _obtain_model(
         self, package: ModelPackage, device: str, probe: Probe
     ) -> LoadedModel:
         weights = master().weights
-        model = weights.obtain(package, device, probe, self.age, self.reporter)
-        metrics.MODEL.set(package.version, "shared" if model.shared else "own")
-        metrics.MODEL_BYTES.set(package.script.stat().st_size)
-        return model
+        return weights.obtain(package, device, probe, self.age, self.reporter)
 
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""
@@ -73,6 +84,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
         state = master()
         try:
+            self._start_operators()
             self._start_thread()
             devices = state.service.host.device
             service = build_service(
@@ -81,6 +93,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 devices[self.slot % len(devices)],
                 self._obtain_model,
                 workers=self.workers,
+                on_device_lost=self.retire,
             )
             self.logs = service.logs
             self.wsgi = _honour_close(create_app(service))
@@ -89,6 +102,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             # SAFETY: once the service has been ready, a worker that fails must
             # not take it down.
             sys.exit(EXIT_RESTART_WORKER if state.has_been_ready else EXIT_HALT_SERVICE)
+
+
+def threads_of(given: int | None, cores: int) -> int:
+    """A number of threads that a service JSON asks for, within a worker's cores.
+
+    The keys are meant for one process on a whole machine; 0 and none mean all.
+    """
+    return min(given, cores) if given else cores
 
 
 def _honour_close(app: Wsgi) -> Wsgi:
