@@ -192,14 +192,6 @@ def attach(name: str, *, copy_on_write: bool = False) -> Mapping:
         memory.close_fd()
 
 
-def size_of(name: str) -> int:
-    """Bytes of a segment; 0 if there is none of that name."""
-    try:
-        return (SHM / name.removeprefix("/")).stat().st_size
-    except OSError:
-        return 0
-
-
 def unlink(name: str) -> bool:
     """Removes a name; maps of it stay valid. Returns whether it was there."""
     try:

@@ -8,6 +8,7 @@ an operator: a fork after a parallel operator hangs in the child.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -43,6 +44,8 @@ class Master:
 
     settings: Settings
     weights: Weights
+    # The age of the worker that introduces the weights.
+    canary: int | None = None
     refresher: Refresher | None = None
     control_name: str | None = None
     has_been_ready: bool = False
@@ -133,6 +136,10 @@ def _import_for_workers() -> None:
     # NOTE: OpenMP reads this once, at import; workers set their own number.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     importlib.import_module("procserver.lifecycle.service")
+    # PERF: a collection writes to every object that it looks at. What was
+    # imported is left out, or each worker would soon have pages of its own for it.
+    gc.collect()
+    gc.freeze()
 
 
 def _halt_once(server: Any) -> None:
@@ -191,7 +198,7 @@ def _await_canary(server: Any) -> None:
     server.wakeup()
     end = time.monotonic() + TURN_S
     while not state.weights.settled and time.monotonic() < end:
-        reports = state.reports.get(state.weights.canary or 0)
+        reports = state.reports.get(state.canary or 0)
         if server.SIG_QUEUE.qsize() > 1:
             return
         # Nobody's pipe: the canary is dead, and SIGCHLD on its way.
@@ -243,7 +250,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     worker.workers = server.num_workers
     worker.reports = Reports.open()
     if not state.weights.settled:
-        state.weights.canary = worker.age
+        state.canary = worker.age
     state.slots[worker.age] = worker.slot
     state.reports[worker.age] = worker.reports
     metrics.WORKER_STARTS.add()
@@ -263,8 +270,7 @@ def child_exit(server: Any, worker: Any) -> None:
             was_ready=age in state.ready, said_so=age in state.leaving
         ),
     )
-    weights = state.weights
-    if age == weights.canary and not weights.settled and not state.halting:
+    if age == state.canary and not state.weights.settled and not state.halting:
         raise HaltServer(
             "the first worker died while it loaded the model", EXIT_CANARY_DIED
         )

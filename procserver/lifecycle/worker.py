@@ -22,7 +22,6 @@ from procserver.observe.reqlog import Logs
 if TYPE_CHECKING:
     from procserver.model.loading import LoadedModel
     from procserver.model.package import ModelPackage
-    from procserver.model.shared import Probe
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -70,11 +69,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.log.error("worker %s gives way to a new one", self.pid)
         self.handle_exit(None, None)
 
-    def _obtain_model(
-        self, package: ModelPackage, device: str, probe: Probe
-    ) -> LoadedModel:
-        weights = master().weights
-        return weights.obtain(package, device, probe, self.age, self.reporter)
+    def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
+        state = master()
+        model = state.weights.obtain(
+            package,
+            device,
+            is_canary=self.age == state.canary,
+            report=self.reporter.send,
+            farm_hash=state.service.envs.farm_hash,
+        )
+        metrics.MODEL.set(package.version, "shared" if model.shared else "own")
+        metrics.MODEL_BYTES.set(package.script.stat().st_size)
+        return model
 
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""
@@ -92,8 +98,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 state.control_name,
                 devices[self.slot % len(devices)],
                 self._obtain_model,
-                workers=self.workers,
                 on_device_lost=self.retire,
+                workers=self.workers,
             )
             self.logs = service.logs
             self.wsgi = _honour_close(create_app(service))
