@@ -64,7 +64,7 @@ class Spool:
         most_entries: int = MOST_ENTRIES,
         most_bytes: int = MOST_BYTES,
     ) -> None:
-        self._wanted = threads
+        self.threads = threads
         self._most_entries = most_entries
         self._most_bytes = most_bytes
         self._waiting: deque[_Entry] = deque()
@@ -72,7 +72,7 @@ class Spool:
         self._busy = 0
         self._closed = False
         self._changed = threading.Condition()
-        self._threads: list[threading.Thread] = []
+        self._started: list[threading.Thread] = []
         self._complain_at = 0.0
 
     def offer(
@@ -116,10 +116,10 @@ class Spool:
         return True
 
     def _start_thread(self) -> None:
-        if len(self._threads) < self._wanted:
+        if len(self._started) < self.threads:
             # Daemons: a disk that hangs must not keep the worker from ending.
             thread = threading.Thread(target=self._work, name="spool", daemon=True)
-            self._threads.append(thread)
+            self._started.append(thread)
             thread.start()
 
     def _work(self) -> None:

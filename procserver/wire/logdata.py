@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from procserver.wire.pb.torch_predict_pb2 import ArrayDataType
 from procserver.wire.pb.torchrec_predict_pb2 import PBLogData
 
 _REQUEST = 1 << 3 | 2
 _DEBUG_LEVEL = 1 << 3
-_GREATEST_DTYPE = bytes([max(ArrayDataType.values())])
+# Below every debug level that is saved, above every dtype of any version.
+_GREATEST_DTYPE = bytes([31])
 _FIELDS = (_REQUEST, 2 << 3 | 2, 3 << 3 | 2)
 
 
@@ -36,7 +36,7 @@ def request_body(content: bytes) -> bytes | None:
     behind it; the request begins with its debug level (100, as a rule).
 
     NOTE: a ``PredictRequest`` of positional tensors has the same fields in the same
-    place, but an ``ArrayProto`` begins with its dtype, and these end at 22.
+    place, but an ``ArrayProto`` begins with its dtype, a small number.
     """
     place = 0
     request: bytes | None = None
