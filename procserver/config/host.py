@@ -1,6 +1,7 @@
 """``procserver``: our own settings, about this machine."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from procserver.config.kinds import Boolean, Devices, Integer, Text
@@ -30,6 +31,23 @@ class HostConfig:
         Text(),
         "Folder that the service writes to. Also `$PROCSERVER_STATE`.",
         shown_default="the user's state folder",
+    )
+    model_version: str = setting(
+        "model_version",
+        Text(
+            r"(?!.*\.tmp)[A-Za-z0-9][A-Za-z0-9._\-]{0,127}",
+            '"latest" or the name of a version',
+        ),
+        "Version to serve of a `model_path` that holds several: `latest`, or the "
+        "name of a version's folder.",
+        default="latest",
+    )
+    hot_export: Path | None = setting(
+        "hot_export",
+        Text(name="path"),
+        "Folder of dense hot exports, whose newest version is served over the "
+        "export at `model_path`. Relative to the JSON file.",
+        shown_default="`dense_hot_export` below `model_path`, if there is one",
     )
     allow_debug: bool | None = setting(
         "allow_debug",

@@ -20,7 +20,8 @@ from procserver.config.storage import Mount
 class ServiceConfig:
     """A service as it runs on this machine; every path is absolute.
 
-    ``model_dir`` may be a single TorchScript file. ``copies`` are the mounts
+    ``model_dir`` may be a single TorchScript file; ``model.model_entry`` is a path
+    below it, or below the version of it that is served. ``copies`` are the mounts
     that :func:`procserver.config.fetch.fetch` has to copy before the start;
     paths that lie in them exist only afterwards.
     """

@@ -3,7 +3,7 @@
 from procserver.config import ServiceConfig
 from procserver.fg import FeatureGenerator
 from procserver.fg.pregenerated import Pregenerator
-from procserver.model.package import open_package
+from procserver.model.package import open_served
 
 
 def open_maker(service: ServiceConfig) -> Pregenerator | None:
@@ -13,7 +13,7 @@ def open_maker(service: ServiceConfig) -> Pregenerator | None:
     """
     if service.model.fg_mode != "normal":
         return None
-    package = open_package(service.model_dir, input_tile=service.envs.input_tile)
+    package = open_served(service)
     if package.fg_json is None:
         return None
     return Pregenerator(

@@ -12,7 +12,7 @@ from procserver.errors import ModelError, ProcserverError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
 from procserver.model.loading import load
-from procserver.model.package import ModelPackage, open_package
+from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import ModelRunner
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
@@ -32,7 +32,7 @@ def build_service(
     :param device: ``cpu`` or ``cuda:N``
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
-    package = open_package(service.model_dir, input_tile=service.envs.input_tile)
+    package = open_served(service)
     pipeline = _pipeline(service, package, control_name, device)
     started = time.monotonic()
     pipeline.warm_up()
