@@ -39,6 +39,8 @@ FIELDS = {
     "list<int64>": "long_list",
     "list<float>": "float_list",
     "list<double>": "double_list",
+    "list<list<string>>": "string_lists",
+    "list<list<float>>": "float_lists",
     "map<string, float>": "string_float_map",
 }
 ARROW = {
@@ -61,9 +63,12 @@ ARRAYS = {
 
 
 def service_json(
-    folder: Path, name: str, export: Path | str, *, items: bool = False, **model: Any
+    folder: Path, name: str, export: Path | str, *, items: bool = False, **more: Any
 ) -> Path:
-    """The service's JSON; with ``items`` it reads the item table beside it."""
+    """The service's JSON; with ``items`` it reads the item table beside it.
+
+    :param more: further keys, ``model_config`` on top of what is there
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"fg_mode": "normal", "item_empty_score": EMPTY_SCORE}
     if items:
@@ -78,8 +83,9 @@ def service_json(
         "processor": "easyrec-torch-1.12",
         "token": TOKEN,
         "model_path": str(export),
-        "model_config": config | model,
         "procserver": {"state_dir": "state"},
+        **more,
+        "model_config": config | more.get("model_config", {}),
     }
     path = folder / "service.json"
     path.write_text(json.dumps(content))
@@ -139,6 +145,10 @@ def fill(feature: PBFeature, kind: str, value: Any) -> None:
     name = FIELDS[kind]
     if kind.startswith("map<"):
         getattr(feature, name).map_field.update(dict(value))
+    elif kind.startswith("list<list<"):
+        getattr(feature, name).SetInParent()
+        for cell in value:
+            getattr(feature, name).lists.add().features.extend(cell)
     elif kind.startswith("list<"):
         getattr(feature, name).SetInParent()
         getattr(feature, name).features.extend(value)
