@@ -11,6 +11,7 @@ from procserver.config import ServiceConfig
 from procserver.errors import ModelError, ProcserverError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
+from procserver.model.integrity import verify
 from procserver.model.loading import load
 from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import ModelRunner
@@ -33,6 +34,9 @@ def build_service(
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
     package = open_served(service)
+    for notice in package.notices:
+        log.info("model: %s", notice)
+    verify(package)
     pipeline = _pipeline(service, package, control_name, device)
     started = time.monotonic()
     pipeline.warm_up()

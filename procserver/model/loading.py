@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from procserver.errors import ModelError
+from procserver.model.operators import load_operators
 from procserver.model.package import ModelPackage
 
 log = logging.getLogger("procserver.model")
@@ -49,6 +50,7 @@ def load(package: ModelPackage, *, device: str = "cpu") -> LoadedModel:
 
 
 def _script(package: ModelPackage, device: torch.device) -> torch.jit.ScriptModule:
+    load_operators(package.script)
     try:
         module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
             str(package.script), map_location=device
@@ -56,11 +58,6 @@ def _script(package: ModelPackage, device: torch.device) -> torch.jit.ScriptModu
     except (RuntimeError, ValueError) as error:
         text = str(error)
         operator = re.search(r"Unknown builtin op: (\w+)::", text)
-        if operator and operator.group(1) == "fbgemm":
-            raise ModelError(
-                f"{package.script.name} uses fbgemm operators, "
-                "which this installation does not have"
-            ) from error
         if operator:
             raise ModelError(
                 f"{package.script.name} uses operators of the library "
