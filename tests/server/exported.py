@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,23 +117,19 @@ def running(*servers: LiveServer) -> Iterator[dict[str, LiveServer]]:
     One core for each server: a forward on one thread has the same bits.
     """
     cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
-    try:
+    with ExitStack() as stack:
         for server in servers:
             server.core = next(cores)
-            server.launch()
+            stack.push(partial(_stop, server.launch()))
         for server in servers:
             server.wait_ready()
         yield {server.name: server for server in servers}
-    except BaseException:
         for server in servers:
-            if server.process is not None:
-                server.stop(expect_clean=False)
-        raise
-    for server in servers:
-        if server.process is not None and server.process.poll() is None:
-            server.process.send_signal(signal.SIGTERM)
-    for server in servers:
-        server.stop()
+            os.kill(server.pid, signal.SIGTERM)
+
+
+def _stop(server: LiveServer, failure: type[BaseException] | None, *_: object) -> None:
+    server.stop(expect_clean=failure is None)
 
 
 # ------------------------------------------------------------------ requests
