@@ -18,6 +18,8 @@ from procserver.errors import (
     ServiceError,
     TooLarge,
 )
+from procserver.observe import exposition, metrics
+from procserver.observe.trace import Trace, record
 from procserver.pipeline import Pipeline
 from procserver.wire.auth import Authenticator
 
@@ -45,13 +47,14 @@ class Service:
 
 def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
     """The WSGI application of one worker (spec/protocol.md section 1.1)."""
-    app = falcon.App(media_type="application/octet-stream")
+    app = falcon.App(media_type="application/octet-stream", middleware=[Observer()])
     predict = Predict(service)
     app.add_route("/", predict)
     app.add_route("/api/predict/{name}", predict)
     app.add_sink(predict.on_subpath, r"/api/predict/(?P<name>[^/]+)/")
     app.add_route("/v2/health/live", Live())
     app.add_route("/v2/health/ready", Ready())
+    app.add_route("/metrics", Metrics())
     app.add_error_handler(Exception, _on_exception)
     app.add_error_handler(RequestError, _on_request_error)
     app.set_error_serializer(_serialize_http_error)
@@ -68,9 +71,8 @@ class Predict:
         self, req: falcon.Request, resp: falcon.Response, name: str | None = None
     ) -> None:
         self._authorize(req, name)
-        reply = self._service.pipeline.predict(
-            read_body(req, self._service.max_body_bytes)
-        )
+        body = read_body(req, self._service.max_body_bytes)
+        reply = self._service.pipeline.predict(body, req.context.trace)
         resp.data = reply.body
         resp.content_type = "application/octet-stream"
         resp.set_header("X-Model-Version", self._service.model_version)
@@ -105,6 +107,42 @@ class Predict:
         self._service.auth.check(req.method, target, req.headers)
         if name is not None and not self._service.answers_to(name):
             raise NotFound("there is no service of this name here")
+
+
+class Observer:
+    """Times and counts predict requests, refused ones too.
+
+    Descriptions, health checks and metrics are asked for with ``GET`` and do not
+    count.
+    """
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        if req.method not in ("GET", "HEAD"):
+            req.context.trace = Trace()
+            metrics.IN_FLIGHT.add(1)
+
+    def process_response(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        resource: object,
+        req_succeeded: bool,
+    ) -> None:
+        trace = getattr(req.context, "trace", None)
+        if trace is not None:
+            metrics.IN_FLIGHT.add(-1)
+            record(trace, str(resp.status)[:3])
+
+
+class Metrics:
+    """All processes of the service in the Prometheus text format.
+
+    Open like the health checks: it tells nothing about people or requests.
+    """
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.content_type = exposition.CONTENT_TYPE
+        resp.data = exposition.render()
 
 
 class Live:

@@ -15,8 +15,9 @@ def check(arguments: argparse.ArgumentParser) -> Run:
 
     def run(options: argparse.Namespace) -> int:
         from procserver.config.check import check
+        from procserver.model.inspection import inspect
 
-        return check(options.file, os.environ, sys.stdout, sys.stderr)
+        return check(options.file, os.environ, sys.stdout, sys.stderr, inspect)
 
     return run
 

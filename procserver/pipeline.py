@@ -8,7 +8,7 @@ joins the sibling rooms is composed here: item features from the cache, the
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,8 +21,10 @@ from procserver.fg.pregenerated import Pregenerated
 from procserver.fg.split import Part
 from procserver.itemcache.reader import CacheReader, Generation
 from procserver.model.runner import ModelRunner
+from procserver.observe.trace import DECODE, ENCODE, GATHER, GENERATE, RUN, Trace
 from procserver.wire import torch as torch_wire
 from procserver.wire import torchrec as torchrec_wire
+from procserver.wire.torch import TorchRequest
 from procserver.wire.torchrec import TorchRecRequest
 
 log = logging.getLogger("procserver.pipeline")
@@ -43,7 +45,9 @@ class Reply:
 class ItemRows:
     """One request's rows: what FG reads and which items do not exist.
 
-    ``ready``: tensors that were generated when the cache was built; ``part``: the
+    ``missing``: the rows to get ``item_empty_score``, None for none; ``unknown``: how
+    many item ids are not in the cache, whether the request brings their features or
+    not; ``ready``: tensors that were generated when the cache was built; ``part``: the
     features that are left to generate, None for all.
     """
 
@@ -53,6 +57,7 @@ class ItemRows:
     rows: int
     missing: np.ndarray | None
     generation: int | None
+    unknown: int = 0
     part: Part | None = None
     ready: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -60,8 +65,10 @@ class ItemRows:
 class Pipeline(Protocol):
     """One way of answering a predict request."""
 
-    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
-        """Answers one request body.
+    def predict(
+        self, body: bytes | bytearray | memoryview, trace: Trace | None = None
+    ) -> Reply:
+        """Answers one request body; ``trace`` takes the time of each stage.
 
         :raises RequestError: whatever the client is to be told
         """
@@ -95,8 +102,18 @@ class RankingPipeline:
         self._joins = tuple(fg.sequence_joins)
         self._split: tuple[Generation, Pregenerated | None] | None = None
 
-    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
+    def predict(
+        self, body: bytes | bytearray | memoryview, trace: Trace | None = None
+    ) -> Reply:
+        with self._runner.coming():
+            return self._predict(body, trace or Trace())
+
+    def _predict(self, body: bytes | bytearray | memoryview, trace: Trace) -> Reply:
+        trace.begin()
         request = torchrec_wire.decode(body)
+        trace.debug_level = request.debug_level
+        trace.request_id = request.meta.get("request_id", "")
+        trace.done(DECODE)
         if request.is_empty:
             raise BadRequest(
                 "the request has neither item_ids nor user_features: "
@@ -108,10 +125,12 @@ class RankingPipeline:
                 f"{self._max_items} are scored in one request"
             )
         gathered = self.gather(request)
-        outputs = self._score(gathered)
-        return Reply(
-            torchrec_wire.encode(outputs, request.item_ids), gathered.generation
-        )
+        trace.items, trace.missing = gathered.rows, gathered.unknown
+        trace.done(GATHER)
+        outputs = self._score(gathered, trace)
+        answer = torchrec_wire.encode(outputs, request.item_ids)
+        trace.done(ENCODE)
+        return Reply(answer, gathered.generation)
 
     def gather(self, request: TorchRecRequest) -> ItemRows:
         """Joins item features, for the items and for sequences of items.
@@ -130,6 +149,7 @@ class RankingPipeline:
             for name, column in request.context.items()
         }
         missing = None
+        unknown = 0
         part: Part | None = None
         ready: Mapping[str, np.ndarray] = {}
         if generation is not None:
@@ -145,7 +165,8 @@ class RankingPipeline:
                     if name in generation.schema and name not in item
                 ]
                 item.update(generation.gather(found, wanted))
-                if not request.item:
+                unknown = int(np.count_nonzero(found < 0))
+                if unknown and not request.item:
                     missing = found < 0
         return ItemRows(
             user=user,
@@ -154,6 +175,7 @@ class RankingPipeline:
             rows=rows,
             missing=missing,
             generation=None if generation is None else generation.number,
+            unknown=unknown,
             part=part,
             ready=ready,
         )
@@ -190,12 +212,15 @@ class RankingPipeline:
             return max(given)
         return 0 if self._item_inputs or self._fg.context_inputs else 1
 
-    def _score(self, gathered: ItemRows) -> dict[str, np.ndarray]:
+    def _score(self, gathered: ItemRows, trace: Trace) -> dict[str, np.ndarray]:
         if gathered.rows == 0:
             return dict(self._runner.empty_outputs)
-        outputs = self._runner.run(self.generate(gathered))
-        if gathered.missing is not None and gathered.missing.any():
-            return self._with_empty_scores(outputs, gathered.missing)
+        tensors = self.generate(gathered)
+        trace.done(GENERATE)
+        outputs = self._runner.run(tensors)
+        if gathered.missing is not None:
+            outputs = self._with_empty_scores(outputs, gathered.missing)
+        trace.done(RUN)
         return outputs
 
     def generate(self, gathered: ItemRows) -> dict[str, np.ndarray]:
@@ -276,21 +301,35 @@ class BypassPipeline:
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
 
-    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
+    def predict(
+        self, body: bytes | bytearray | memoryview, trace: Trace | None = None
+    ) -> Reply:
+        with self._runner.coming():
+            return self._predict(body, trace or Trace())
+
+    def _predict(self, body: bytes | bytearray | memoryview, trace: Trace) -> Reply:
+        trace.begin()
         request = torch_wire.decode(body)
+        trace.debug_level = request.debug_level
+        trace.done(DECODE)
+        outputs = self._run(request)
+        trace.done(RUN)
+        answer = torch_wire.encode(outputs)
+        trace.done(ENCODE)
+        return Reply(answer)
+
+    def _run(
+        self, request: TorchRequest
+    ) -> Sequence[np.ndarray] | Mapping[str, np.ndarray]:
         if request.map_inputs:
             named = {n: (a.dtype, a.values) for n, a in request.map_inputs.items()}
             # NOTE: output_filter holds positions; with named tensors there are
             # none, and real clients send a filter that they expect ignored.
-            return Reply(torch_wire.encode(self._runner.run_map(named)))
+            return self._runner.run_map(named)
         if not request.inputs:
             raise BadRequest("the request has neither inputs nor map_inputs")
         arrays = [(array.dtype, array.values) for array in request.inputs]
-        return Reply(
-            torch_wire.encode(
-                self._runner.run_positional(arrays, request.output_filter)
-            )
-        )
+        return self._runner.run_positional(arrays, request.output_filter)
 
     def warm_up(self) -> None:
         """Nothing to synthesize: a bare model does not say what it takes."""

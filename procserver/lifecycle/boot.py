@@ -20,10 +20,12 @@ from gunicorn.errors import HaltServer
 from procserver.config import ServiceConfig
 from procserver.config.fetch import fetch
 from procserver.errors import ServiceError
+from procserver.lifecycle.deaths import OomKills
 from procserver.lifecycle.process import run_in_child
 from procserver.lifecycle.refresher import Refresher
-from procserver.lifecycle.reports import Reports
+from procserver.lifecycle.reports import Message, Reports
 from procserver.lifecycle.settings import Settings, service_settings
+from procserver.observe import metrics
 from procserver.shm import reclaim
 
 EXIT_NOT_STARTED = 4
@@ -43,6 +45,8 @@ class Master:
     slots: dict[int, int] = field(default_factory=dict)
     reports: dict[int, Reports] = field(default_factory=dict)
     ready: set[int] = field(default_factory=set)
+    leaving: set[int] = field(default_factory=set)
+    oom_kills: OomKills = field(default_factory=OomKills)
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -87,6 +91,7 @@ def on_starting(server: Any) -> None:
         removed = reclaim()
         if removed:
             server.log.info("removed %d shared segments of dead owners", removed)
+        metrics.create(service.name, server.cfg.workers)
         if service.item_source is not None:
             state.refresher = Refresher(service, service.item_source)
             state.control_name = state.refresher.control_name
@@ -162,10 +167,10 @@ def supervise(server: Any) -> None:
     for age, reports in list(state.reports.items()):
         reports.in_master()
         for message in reports.poll():
-            if message["event"] == "ready":
-                state.ready.add(age)
+            _note(state, age, message)
         if reports.closed:
             del state.reports[age]
+    metrics.WORKERS_READY.set(len(state.ready))
     if not state.has_been_ready and len(state.ready) >= server.num_workers:
         state.has_been_ready = True
         server.log.info(
@@ -179,6 +184,14 @@ def supervise(server: Any) -> None:
         state.refresher.supervise(server.LISTENERS)
 
 
+def _note(state: Master, age: int, message: Message) -> None:
+    """What a worker reports."""
+    if message["event"] == "ready":
+        state.ready.add(age)
+    elif message["event"] == "leaving":
+        state.leaving.add(age)
+
+
 def pre_fork(server: Any, worker: Any) -> None:
     """Gunicorn hook: in the master, before each fork of a worker."""
     state = master()
@@ -190,16 +203,28 @@ def pre_fork(server: Any, worker: Any) -> None:
     worker.reports = Reports.open()
     state.slots[worker.age] = worker.slot
     state.reports[worker.age] = worker.reports
+    metrics.WORKER_STARTS.add()
 
 
 def child_exit(server: Any, worker: Any) -> None:
     """Gunicorn hook: in the master, after a worker was reaped."""
-    state = master()
-    state.slots.pop(worker.age, None)
-    state.ready.discard(worker.age)
+    state, age = master(), worker.age
+    worker.reports.in_master()
+    for message in worker.reports.poll():
+        _note(state, age, message)
+    metrics.WORKER_DEATHS.add(
+        1,
+        state.oom_kills.cause(
+            was_ready=age in state.ready, said_so=age in state.leaving
+        ),
+    )
+    state.slots.pop(age, None)
+    state.ready.discard(age)
+    state.leaving.discard(age)
 
 
 def on_exit(server: Any) -> None:
     """Gunicorn hook: in the master, last of all."""
     if _master is not None and _master.refresher is not None:
         _master.refresher.stop()
+    metrics.leave()

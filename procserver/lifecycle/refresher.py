@@ -21,6 +21,7 @@ from procserver.errors import ProcserverError, SourceError
 from procserver.itemcache.control import ControlSegment
 from procserver.lifecycle.process import Closable, close_sockets, die_with_parent
 from procserver.lifecycle.reports import Message, Reporter, Reports
+from procserver.observe import metrics
 
 log = logging.getLogger("procserver.lifecycle")
 
@@ -72,6 +73,7 @@ class Refresher:
         os.close(reader)
         reports.in_master()
         self._reports = reports
+        metrics.REFRESHER_STARTS.add()
         log.info("refresher started (pid %d)", pid)
 
     def wait_for_first_generation(self) -> None:
@@ -122,6 +124,7 @@ class Refresher:
         if message["event"] == "published":
             self.published = True
             self._pause = FIRST_PAUSE
+            _measure(message)
             log.info(
                 "item cache generation %d: %d items, %.1f MB, built in %.2f s%s",
                 message["generation"],
@@ -134,7 +137,16 @@ class Refresher:
         elif message["event"] == "plain":
             log.warning("no features are generated ahead: %s", message["reason"])
         else:
+            metrics.CACHE_BUILDS.add(1, "failed")
             log.error("item cache build failed: %s", message["reason"])
+
+
+def _measure(message: Message) -> None:
+    metrics.CACHE_BUILDS.add(1, "published")
+    metrics.CACHE_GENERATION.set(message["generation"])
+    metrics.CACHE_ROWS.set(message["rows"])
+    metrics.CACHE_BYTES.set(message["bytes"] + message["companion_bytes"])
+    metrics.CACHE_AGE.mark()
 
 
 def _log_companion(message: Message) -> None:
@@ -169,6 +181,7 @@ def _run_child(
     listeners: Sequence[Closable],
 ) -> None:
     die_with_parent(parent)
+    metrics.join(metrics.REFRESHER)
     close_sockets(listeners)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         # The master ends its refresher itself, after the workers.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from procserver.app import Service
 from procserver.config import ServiceConfig
-from procserver.errors import ModelError, ProcserverError
+from procserver.errors import ModelError, RequestError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
 from procserver.model.integrity import verify
 from procserver.model.loading import load
 from procserver.model.package import ModelPackage, open_served
-from procserver.model.runner import ModelRunner
+from procserver.model.runner import Batching, ModelRunner
+from procserver.observe import metrics
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
 
@@ -25,22 +27,39 @@ WARM_UP_SUFFIXES = (".bin", ".pb")
 
 
 def build_service(
-    service: ServiceConfig, control_name: str | None, device: str
+    service: ServiceConfig,
+    control_name: str | None,
+    device: str,
+    on_device_lost: Callable[[], None] = lambda: None,
 ) -> Service:
     """Loads everything that one worker needs and warms it up.
 
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
+    :param on_device_lost: called when the GPU fails for good
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
     package = open_served(service)
     for notice in package.notices:
         log.info("model: %s", notice)
     verify(package)
-    pipeline = _pipeline(service, package, control_name, device)
+    model = load(package, device=device)
+    metrics.MODEL.set(package.version, "shared" if model.shared else "own")
+    metrics.MODEL_BYTES.set(package.script.stat().st_size)
+    runner = ModelRunner(
+        model,
+        device=device,
+        outputs=service.model.outputs,
+        batching=_batching(service),
+        plain_no_grad=service.envs.no_grad_guard,
+        on_device_lost=on_device_lost,
+    )
+    pipeline = _pipeline(service, package, control_name, runner)
     started = time.monotonic()
     pipeline.warm_up()
     _replay(pipeline, service.warm_up_data_path)
+    if runner.lost:
+        raise ModelError(f"device {device} failed during the warm-up")
     log.info("warmed up in %.2f s", time.monotonic() - started)
     token = service.token.reveal() if service.token is not None else None
     return Service(
@@ -56,10 +75,8 @@ def _pipeline(
     service: ServiceConfig,
     package: ModelPackage,
     control_name: str | None,
-    device: str,
+    runner: ModelRunner,
 ) -> Pipeline:
-    model = load(package, device=device)
-    runner = ModelRunner(model, device=device, outputs=service.model.outputs)
     if service.model.fg_mode == "bypass":
         return BypassPipeline(runner)
     if package.fg_json is None:
@@ -87,6 +104,17 @@ def _pipeline(
     )
 
 
+def _batching(service: ServiceConfig) -> Batching | None:
+    rpc = service.rpc
+    if not rpc.batching or rpc.max_batch_size == 1:
+        return None
+    return Batching(
+        most_requests=rpc.max_batch_size,
+        patience=rpc.max_batch_timeout_ms / 1000,
+        most_rows=service.host.max_items,
+    )
+
+
 def _replay(pipeline: Pipeline, path: Path | None) -> None:
     """Runs recorded request bodies (EAS ``warm_up_data_path``).
 
@@ -104,5 +132,7 @@ def _replay(pipeline: Pipeline, path: Path | None) -> None:
         try:
             for _ in range(WARM_UP_ROUNDS):
                 pipeline.predict(body)
-        except ProcserverError as error:
+            metrics.WARM_UP.add(1, "replayed")
+        except RequestError as error:
+            metrics.WARM_UP.add(1, "failed")
             log.warning("warm-up request %s failed: %s", file.name, error)

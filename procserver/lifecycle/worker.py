@@ -14,6 +14,8 @@ from procserver.errors import ProcserverError
 from procserver.lifecycle.boot import master
 from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.process import die_with_parent, keep_memory
+from procserver.lifecycle.reports import Reporter
+from procserver.observe import metrics
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -29,6 +31,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     slot: int
     workers: int
     cores: list[int]
+    reporter: Reporter | None = None
 
     def get_thread_pool(self) -> futures.ThreadPoolExecutor:
         return futures.ThreadPoolExecutor(
@@ -39,7 +42,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         # NOTE: OpenMP keeps the number of threads per calling thread.
         import torch
 
-        torch.set_num_threads(len(self.cores))
+        given = master().service.model.intra_op_parallelism_threads
+        torch.set_num_threads(threads_of(given, len(self.cores)))
+
+    def _start_operators(self) -> None:
+        """Threads between operators, which a script forks with ``torch.jit.fork``."""
+        import torch
+
+        given = master().service.model.inter_op_parallelism_threads
+        # NOTE: torch takes this once in a process, before anything runs.
+        torch.set_num_interop_threads(threads_of(given, len(self.cores)))
+
+    def retire(self) -> None:
+        """Answers what is under way, then ends; the master starts another worker."""
+        self.log.error("worker %s gives way to a new one", self.pid)
+        self.handle_exit(None, None)
 
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""
@@ -49,10 +66,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
         state = master()
         try:
+            self._start_operators()
             self._start_thread()
             devices = state.service.host.device
             service = build_service(
-                state.service, state.control_name, devices[self.slot % len(devices)]
+                state.service,
+                state.control_name,
+                devices[self.slot % len(devices)],
+                on_device_lost=self.retire,
             )
             self.wsgi = _honour_close(create_app(service))
         except ProcserverError as error:
@@ -60,6 +81,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             # SAFETY: once the service has been ready, a worker that fails must
             # not take it down.
             sys.exit(EXIT_RESTART_WORKER if state.has_been_ready else EXIT_HALT_SERVICE)
+
+
+def threads_of(given: int | None, cores: int) -> int:
+    """A number of threads that a service JSON asks for, within a worker's cores.
+
+    The keys are meant for one process on a whole machine; 0 and none mean all.
+    """
+    return min(given, cores) if given else cores
 
 
 def _honour_close(app: Wsgi) -> Wsgi:
@@ -84,6 +113,7 @@ def post_fork(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, first of all."""
     die_with_parent(worker.ppid)
     keep_memory()
+    metrics.join(metrics.worker_row(worker.slot))
     state = master()
     for age, reports in state.reports.items():
         if age != worker.age:
@@ -96,4 +126,11 @@ def post_fork(server: Any, worker: Worker) -> None:
 
 def post_worker_init(worker: Worker) -> None:
     """Gunicorn hook: in the worker, loaded and warm, before it accepts."""
-    worker.reports.in_child().send("ready", pid=os.getpid())
+    worker.reporter = worker.reports.in_child()
+    worker.reporter.send("ready", pid=os.getpid())
+
+
+def worker_exit(server: Any, worker: Worker) -> None:
+    """Gunicorn hook: in the worker, last of all, unless a signal killed it."""
+    if worker.reporter is not None:
+        worker.reporter.send("leaving")

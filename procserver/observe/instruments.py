@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import time
 import zlib
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Literal, TypeVar
 
+from cython_ext.buckets import Buckets
 from cython_ext.shm import Mapping
 from procserver.observe.block import ROW_HEAD_BYTES, Block, aligned, digest_of
 from procserver.shm import Owner
@@ -173,7 +173,10 @@ class Gauge(Instrument):
 
 
 class Histogram(Instrument):
-    """Durations by bucket: a word for each bound, one for more, one for the sum."""
+    """Durations by bucket: a word for each bound, one for more, one for the sum.
+
+    ``cells`` are the counting ends by label value in the order of declaration.
+    """
 
     kind: Kind = "histogram"
 
@@ -195,7 +198,7 @@ class Histogram(Instrument):
         self.bounds = tuple(bounds)
         self._bounds_ns = [round(bound * NANO) for bound in bounds]
         self.words_each = len(bounds) + 2
-        self._sum_offset = WORD * (len(bounds) + 1)
+        self.cells: tuple[Buckets, ...] = ()
 
     @property
     def declaration(self) -> str:
@@ -203,17 +206,18 @@ class Histogram(Instrument):
 
     def bind(self, mapping: Mapping, base: int) -> None:
         super().bind(mapping, base)
-        self._add = mapping.add
+        self.cells = tuple(
+            Buckets(mapping, place, self._bounds_ns) for place in self._places.values()
+        )
+        self._cells = dict(zip(self.values, self.cells, strict=True))
 
     def observe(self, seconds: float, label: str = "") -> None:
         """Counts one duration."""
         self.observe_ns(int(seconds * NANO), label)
 
     def observe_ns(self, nanoseconds: int, label: str = "") -> None:
-        """Counts one duration; the caller knows that it is not negative."""
-        place = self._places.get(label, self._other)
-        self._add(place + WORD * bisect_left(self._bounds_ns, nanoseconds), 1)
-        self._add(place + self._sum_offset, nanoseconds)
+        """Counts one duration."""
+        self._cells.get(label, self.cells[-1]).observe(nanoseconds)
 
     def read(self, block: Block, row: int, value: str) -> list[int]:
         """Counts by bucket (not cumulative, the last is "more") and the sum, ns."""
