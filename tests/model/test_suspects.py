@@ -84,6 +84,8 @@ def test_one_row_is_no_outlier_of_a_tiled_export() -> None:
 
 def test_many_are_counted() -> None:
     odd = {f"f{i}.values": torch.ones(1) for i in range(9)}
+    assert suspects(odd, Answered()) is None  # not the contract's names
+    odd["id.lengths"] = torch.tensor([1])
     found = suspects(odd, Answered())
     assert found is not None
     assert found.endswith("; and 5 more")
