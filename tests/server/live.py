@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SHM = Path("/dev/shm")
-BOOT_SECONDS = 90.0
+BOOT_SECONDS = 180.0
+STOP_SECONDS = 60.0
 
 
 def free_port() -> int:
@@ -113,7 +114,7 @@ class LiveServer:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            status = self.process.wait(30)
+            status = self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait(10)
