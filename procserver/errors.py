@@ -8,6 +8,7 @@
     │   ├── FgConfigError                   fg.json: names feature, key and reason
     │   ├── FetchError                      a remote folder cannot be copied here
     │   ├── ModelError                      model directory or model
+    │   │   └── NotShareable                each worker needs weights of its own
     │   ├── SharedMemoryError               a shared segment cannot be made or read
     │   └── SourceError                     item source or item cache build
     └── RequestError                          what a client is told
@@ -65,6 +66,10 @@ class FetchError(ServiceError):
 
 class ModelError(ServiceError):
     """The model directory or the model in it cannot be served."""
+
+
+class NotShareable(ModelError):
+    """The weights cannot live in shared memory; the message says which and why."""
 
 
 class SharedMemoryError(ServiceError):

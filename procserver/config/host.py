@@ -75,3 +75,9 @@ class HostConfig:
         "Bind each CPU worker to a core of its own.",
         default=True,
     )
+    share_weights: bool = setting(
+        "share_weights",
+        Boolean(),
+        "Keep one copy of the model's weights in shared memory for all workers.",
+        default=True,
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import select
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +26,15 @@ from procserver.lifecycle.process import run_in_child
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reports import Message, Reports
 from procserver.lifecycle.settings import Settings, service_settings
+from procserver.lifecycle.weights import EVENT as WEIGHTS
+from procserver.lifecycle.weights import Weights
 from procserver.observe import metrics
 from procserver.shm import reclaim
 
+EXIT_CANARY_DIED = 3
 EXIT_NOT_STARTED = 4
+TURN_S = 1.0
+POLL_S = 0.05
 
 
 @dataclass
@@ -36,6 +42,7 @@ class Master:
     """State of the arbiter process; workers see the copy made at their fork."""
 
     settings: Settings
+    weights: Weights
     refresher: Refresher | None = None
     control_name: str | None = None
     has_been_ready: bool = False
@@ -69,10 +76,11 @@ def on_starting(server: Any) -> None:
     global _master
     _log_through(server.log)
     settings = service_settings()
-    state = _master = Master(settings)
+    service = settings.service
+    weights = Weights.of_version(service.name, 1, share=service.host.share_weights)
+    state = _master = Master(settings, weights)
     for remark in settings.remarks:
         server.log.info("config: %s", remark)
-    service = settings.service
     server.log.info(
         "service %s: fg_mode %s, hash %s",
         service.name,
@@ -128,7 +136,7 @@ def _import_for_workers() -> None:
 
 
 def _halt_once(server: Any) -> None:
-    """Keeps a second worker that cannot start from breaking into the halt.
+    """Keeps a worker that cannot start from breaking into a halt.
 
     NOTE: gunicorn halts on the first such worker, reaps again while it halts, and
     a second one then ends the master with status 1 before ``on_exit``.
@@ -147,7 +155,14 @@ def _halt_once(server: Any) -> None:
             else:
                 return
 
+    stop = server.stop
+
+    def stop_and_note(graceful: bool = True) -> None:
+        master().halting = True
+        stop(graceful)
+
     server.reap_workers = reap_and_halt_once
+    server.stop = stop_and_note
 
 
 def _call_on_each_turn(server: Any) -> None:
@@ -155,21 +170,40 @@ def _call_on_each_turn(server: Any) -> None:
     manage_workers = server.manage_workers
 
     def manage_and_supervise() -> None:
-        manage_workers()
+        if not master().weights.settled:
+            _await_canary(server)
+        if master().weights.settled:
+            manage_workers()
         supervise(server)
 
     server.manage_workers = manage_and_supervise
 
 
+def _await_canary(server: Any) -> None:
+    """Forks the canary and waits until it reports, or a signal wants attention.
+
+    Returns after a second in any case, so that the refresher is looked after.
+    """
+    state = master()
+    if not server.WORKERS:
+        server.spawn_worker()
+    # The arbiter's next turn is to come at once, not after a second's wait.
+    server.wakeup()
+    end = time.monotonic() + TURN_S
+    while not state.weights.settled and time.monotonic() < end:
+        reports = state.reports.get(state.weights.canary or 0)
+        if server.SIG_QUEUE.qsize() > 1:
+            return
+        # Nobody's pipe: the canary is dead, and SIGCHLD on its way.
+        readers = [] if reports is None else [reports.reader]
+        select.select(readers, [], [], POLL_S)
+        _note_reports()
+
+
 def supervise(server: Any) -> None:
     """Reads what children report and restarts the refresher if it died."""
     state = master()
-    for age, reports in list(state.reports.items()):
-        reports.in_master()
-        for message in reports.poll():
-            _note(state, age, message)
-        if reports.closed:
-            del state.reports[age]
+    _note_reports()
     metrics.WORKERS_READY.set(len(state.ready))
     if not state.has_been_ready and len(state.ready) >= server.num_workers:
         state.has_been_ready = True
@@ -184,12 +218,24 @@ def supervise(server: Any) -> None:
         state.refresher.supervise(server.LISTENERS)
 
 
+def _note_reports() -> None:
+    state = master()
+    for age, reports in list(state.reports.items()):
+        reports.in_master()
+        for message in reports.poll():
+            _note(state, age, message)
+        if reports.closed:
+            del state.reports[age]
+
+
 def _note(state: Master, age: int, message: Message) -> None:
     """What a worker reports."""
     if message["event"] == "ready":
         state.ready.add(age)
     elif message["event"] == "leaving":
         state.leaving.add(age)
+    elif message["event"] == WEIGHTS:
+        state.weights.note(message)
 
 
 def pre_fork(server: Any, worker: Any) -> None:
@@ -201,13 +247,19 @@ def pre_fork(server: Any, worker: Any) -> None:
     worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
     worker.workers = server.num_workers
     worker.reports = Reports.open()
+    if not state.weights.settled:
+        state.weights.canary = worker.age
     state.slots[worker.age] = worker.slot
     state.reports[worker.age] = worker.reports
     metrics.WORKER_STARTS.add()
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Gunicorn hook: in the master, after a worker was reaped."""
+    """Gunicorn hook: in the master, after a worker was reaped.
+
+    :raises HaltServer: for a canary that died before it reported: there is
+        nothing that another worker could do better
+    """
     state, age = master(), worker.age
     worker.reports.in_master()
     for message in worker.reports.poll():
@@ -218,6 +270,11 @@ def child_exit(server: Any, worker: Any) -> None:
             was_ready=age in state.ready, said_so=age in state.leaving
         ),
     )
+    weights = state.weights
+    if age == weights.canary and not weights.settled and not state.halting:
+        raise HaltServer(
+            "the first worker died while it loaded the model", EXIT_CANARY_DIED
+        )
     state.slots.pop(age, None)
     state.ready.discard(age)
     state.leaving.discard(age)
@@ -225,6 +282,9 @@ def child_exit(server: Any, worker: Any) -> None:
 
 def on_exit(server: Any) -> None:
     """Gunicorn hook: in the master, last of all."""
-    if _master is not None and _master.refresher is not None:
+    if _master is None:
+        return
+    if _master.refresher is not None:
         _master.refresher.stop()
+    _master.weights.remove()
     metrics.leave()

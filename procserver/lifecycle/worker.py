@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from concurrent import futures
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
@@ -14,8 +15,13 @@ from procserver.errors import ProcserverError
 from procserver.lifecycle.boot import master
 from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.process import die_with_parent, keep_memory
-from procserver.lifecycle.reports import Reporter
+from procserver.lifecycle.reports import Reporter, Reports
 from procserver.observe import metrics
+
+if TYPE_CHECKING:
+    from procserver.model.loading import LoadedModel
+    from procserver.model.package import ModelPackage
+    from procserver.model.shared import Probe
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -31,7 +37,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     slot: int
     workers: int
     cores: list[int]
-    reporter: Reporter | None = None
+    reports: Reports
+    reporter: Reporter
+    forked: float
 
     def get_thread_pool(self) -> futures.ThreadPoolExecutor:
         return futures.ThreadPoolExecutor(
@@ -58,6 +66,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.log.error("worker %s gives way to a new one", self.pid)
         self.handle_exit(None, None)
 
+    def _obtain_model(
+        self, package: ModelPackage, device: str, probe: Probe
+    ) -> LoadedModel:
+        return master().weights.obtain(package, device, probe, self.age, self.reporter)
+
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""
         # The master has imported these already, for all workers at once.
@@ -73,6 +86,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 state.service,
                 state.control_name,
                 devices[self.slot % len(devices)],
+                self._obtain_model,
                 on_device_lost=self.retire,
             )
             self.wsgi = _honour_close(create_app(service))
@@ -111,8 +125,10 @@ def _honour_close(app: Wsgi) -> Wsgi:
 
 def post_fork(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, first of all."""
+    worker.forked = time.monotonic()
     die_with_parent(worker.ppid)
     keep_memory()
+    worker.reporter = worker.reports.in_child()
     metrics.join(metrics.worker_row(worker.slot))
     state = master()
     for age, reports in state.reports.items():
@@ -126,11 +142,11 @@ def post_fork(server: Any, worker: Worker) -> None:
 
 def post_worker_init(worker: Worker) -> None:
     """Gunicorn hook: in the worker, loaded and warm, before it accepts."""
-    worker.reporter = worker.reports.in_child()
     worker.reporter.send("ready", pid=os.getpid())
+    seconds = time.monotonic() - worker.forked
+    worker.log.info("worker %d is ready %.2f s after its fork", worker.pid, seconds)
 
 
 def worker_exit(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, last of all, unless a signal killed it."""
-    if worker.reporter is not None:
-        worker.reporter.send("leaving")
+    worker.reporter.send("leaving")

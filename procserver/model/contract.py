@@ -8,12 +8,17 @@ entry a row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from procserver.errors import BadTensor
+
+# Name, dtype and shape without rows, of each tensor.
+Kind: TypeAlias = tuple[object, ...]
 
 
 def check_ragged(arrays: Mapping[str, np.ndarray]) -> None:
@@ -68,28 +73,40 @@ def _entries(array: np.ndarray) -> str:
     return f"{array.shape[0]} entries" if array.ndim else "no dimension"
 
 
-def rows_of(tensors: Mapping[str, torch.Tensor]) -> int:
-    """The rows that all tensors agree on; 0: these cannot be joined with others.
+def kind_of(tensors: Mapping[str, torch.Tensor]) -> tuple[int, Kind | None]:
+    """The rows that all tensors agree on, and what requests to join must share.
 
-    A tensor of one number, such as ``batch_size`` of INPUT_TILE exports, belongs
-    to one request only.
+    ``0, None`` stands for tensors that cannot be joined with another request's. A
+    tensor of one number, such as ``batch_size`` of INPUT_TILE exports, is one of
+    these.
     """
+    kind: list[object] = []
     rows = -1
-    for name, tensor in tensors.items():
-        if tensor.dim() == 0:
-            return 0
-        if _is_ragged(name, tensors):
-            continue
-        given = tensor.size(0)
-        if rows not in (-1, given):
-            return 0
-        rows = given
-    return max(rows, 0)
+    for name, ragged in _sorted(tuple(tensors)):
+        tensor = tensors[name]
+        shape = tensor.shape
+        if not shape:
+            return 0, None
+        if not ragged:
+            if shape[0] != rows and rows != -1:
+                return 0, None
+            rows = shape[0]
+        kind += (name, tensor.dtype, shape[1:])
+    return (rows, tuple(kind)) if rows > 0 else (0, None)
 
 
-def _is_ragged(name: str, tensors: Mapping[str, torch.Tensor]) -> bool:
+@lru_cache(maxsize=256)
+def _sorted(names: tuple[str, ...]) -> tuple[tuple[str, bool], ...]:
+    """Each name and whether its tensor is ragged.
+
+    PERF: names are looked at once; a service's requests bring the same ones.
+    """
+    return tuple((name, _is_ragged(name, names)) for name in sorted(names))
+
+
+def _is_ragged(name: str, names: Collection[str]) -> bool:
     # ``<f>__lengths`` belongs to looked-up embeddings ``<f>`` of distributed exports.
     base, dot, part = name.rpartition(".")
     if dot and part in ("values", "weights", "key_lengths"):
-        return f"{base}.lengths" in tensors
-    return f"{name}__lengths" in tensors
+        return f"{base}.lengths" in names
+    return f"{name}__lengths" in names

@@ -11,40 +11,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
 
 import numpy as np
-import torch
+
+from procserver.model.contract import Kind
 
 log = logging.getLogger("procserver.model")
-
-Tensors = Mapping[str, torch.Tensor]
-# Name, dtype and shape without rows, of each tensor.
-Signature: TypeAlias = tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]
 
 PROOFS = 3
 # Clients of bypass services choose names and shapes as they like.
 KINDS_KEPT = 64
 ABSOLUTE = 1e-6
 RELATIVE = 1e-5
-
-
-def signature_of(tensors: Tensors) -> Signature:
-    """Requests of equal signature can be joined."""
-    return tuple(
-        sorted(
-            (
-                (name, tensor.dtype, tuple(tensor.shape[1:]))
-                for name, tensor in tensors.items()
-            ),
-            key=lambda entry: entry[0],
-        )
-    )
-
-
-def join(requests: Sequence[Tensors]) -> dict[str, list[torch.Tensor]]:
-    """The parts of each tensor, request after request."""
-    return {name: [tensors[name] for tensors in requests] for name in requests[0]}
 
 
 def split(
@@ -65,17 +43,17 @@ class Proofs:
     """What is known of a model: which kinds of request it computes row by row."""
 
     def __init__(self) -> None:
-        # Merged passes that agreed, by signature; -1: one did not.
-        self._agreed: dict[Signature, int] = {}
+        # Merged passes that agreed, by kind; -1: one did not.
+        self._agreed: dict[Kind, int] = {}
         self._said = False
 
-    def forbid(self, kind: Signature) -> bool:
+    def forbid(self, kind: Kind) -> bool:
         return self._agreed.get(kind) == -1
 
-    def suffice(self, kind: Signature) -> bool:
+    def suffice(self, kind: Kind) -> bool:
         return self._agreed.get(kind, 0) >= PROOFS
 
-    def refute(self, kind: Signature, reason: str) -> None:
+    def refute(self, kind: Kind, reason: str) -> None:
         """Requests of this kind are computed apart from now on."""
         self._keep(kind, -1)
         if not self._said:
@@ -84,7 +62,7 @@ class Proofs:
 
     def compare(
         self,
-        kind: Signature,
+        kind: Kind,
         merged: Sequence[Mapping[str, np.ndarray]] | None,
         apart: Sequence[Mapping[str, np.ndarray]],
     ) -> None:
@@ -106,7 +84,7 @@ class Proofs:
                     return
         self._keep(kind, self._agreed.get(kind, 0) + 1)
 
-    def _keep(self, kind: Signature, agreed: int) -> None:
+    def _keep(self, kind: Kind, agreed: int) -> None:
         self._agreed.pop(kind, None)
         while len(self._agreed) >= KINDS_KEPT:
             del self._agreed[next(iter(self._agreed))]

@@ -14,12 +14,13 @@ import torch
 
 from procserver.errors import BadTensor, ModelError, RequestError
 from procserver.model.batching import Outputs, Request, Turns
-from procserver.model.contract import check_ragged
+from procserver.model.contract import Kind, check_ragged
 from procserver.model.failures import device_lost, explain, is_device_lost
 from procserver.model.loading import LoadedModel
-from procserver.model.merging import Proofs, Signature, join, split
+from procserver.model.merging import Proofs, split
+from procserver.model.sparse import SparseEmbeddings
 from procserver.model.suspects import Answered
-from procserver.model.transfer import Parts, Transfer, open_device
+from procserver.model.transfer import Tensors, Transfer, open_device
 from procserver.observe.metrics import BATCHED_REQUESTS, BATCHES, NAN_SCORES
 
 log = logging.getLogger("procserver.model")
@@ -83,6 +84,11 @@ class ModelRunner:
         self.device = open_device(device)
         self._filter = tuple(outputs)
         self._module = model.module
+        self._sparse = (
+            None
+            if model.package.sparse is None
+            else SparseEmbeddings(model.package, model.tables)
+        )
         arguments = _arguments(self._module)
         self.takes_dict = bool(arguments) and "Dict" in arguments[0][1]
         self.takes_device = len(arguments) > 1 and arguments[1][1] == "Device"
@@ -124,8 +130,11 @@ class ModelRunner:
 
         :param tensors: name -> array in the tensor contract's dtype and shape
         :returns: output name -> array, those of ``outputs`` in its order
+        :raises BadTensor: if an id is outside of its embedding table
         :raises PredictFailed: if the model fails
         """
+        if self._sparse is not None:
+            tensors = self._sparse.join(tensors)
         batch = {name: torch.from_numpy(array) for name, array in tensors.items()}
         return self._queued(batch, from_client=False)
 
@@ -139,10 +148,15 @@ class ModelRunner:
             raise BadTensor(
                 f"the model takes {self._arity()} positional tensors, not named ones"
             )
-        check_ragged({name: array for name, (_, array) in tensors.items()})
+        given = {name: array for name, (_, array) in tensors.items()}
+        check_ragged(given)
         batch = {
             name: _tensor(dtype, array) for name, (dtype, array) in tensors.items()
         }
+        if self._sparse is not None:
+            for name, array in self._sparse.join(given).items():
+                if given.get(name) is not array:
+                    batch[name] = torch.from_numpy(array)
         return self._queued(batch, from_client=True)
 
     def run_positional(
@@ -202,16 +216,16 @@ class ModelRunner:
 
     def _compute(self, requests: Sequence[Request]) -> None:
         """Answers requests whose turn it is; called by one thread at a time."""
-        kind = requests[0].signature
+        kind = requests[0].kind
         if len(requests) > 1 and kind is not None and not self._proofs.forbid(kind):
             self._together(requests, kind)
         else:
             self._apart(requests)
 
-    def _together(self, requests: Sequence[Request], kind: Signature) -> None:
+    def _together(self, requests: Sequence[Request], kind: Kind) -> None:
         """One pass for all, or else one for each."""
         try:
-            outputs = self._forward(join([request.tensors for request in requests]))
+            outputs = self._forward([request.tensors for request in requests])
         except _FAILURES as error:
             if self._note_loss(error):
                 for request in requests:
@@ -244,7 +258,7 @@ class ModelRunner:
 
     def _alone(self, request: Request) -> None:
         try:
-            request.outputs = self._forward(join([request.tensors]))
+            request.outputs = self._forward([request.tensors])
             self._answered.learn(request.tensors)
         except _FAILURES as error:
             request.error = self._explained(error, request)
@@ -265,7 +279,7 @@ class ModelRunner:
 
     def _runs(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         try:
-            self._forward(join([tensors]))
+            self._forward([tensors])
         except _FAILURES:
             return False
         return True
@@ -279,14 +293,14 @@ class ModelRunner:
             self._on_device_lost()
         return True
 
-    def _forward(self, parts: Parts) -> Outputs:
+    def _forward(self, requests: Sequence[Tensors]) -> Outputs:
         gpu = (
             torch.cuda.device(self.device)
             if self.device.type == "cuda"
             else nullcontext()
         )
         with gpu, self._no_grad():
-            batch = self._transfer.to_device(parts)
+            batch = self._transfer.to_device(requests)
             if not self.takes_dict:
                 result = self._module(*batch.values())
             elif self.takes_device:

@@ -12,7 +12,7 @@ from procserver.errors import ModelError
 # Vectorised kernels of CPU and GPU like every tensor to begin on a cache line.
 ALIGNMENT = 64
 
-Parts = Mapping[str, Sequence[torch.Tensor]]
+Tensors = Mapping[str, torch.Tensor]
 
 
 def open_device(name: str) -> torch.device:
@@ -37,19 +37,18 @@ class Transfer:
         self.device = device
         self._pin = device.type != "cpu"
 
-    def to_device(self, parts: Parts) -> dict[str, torch.Tensor]:
-        """Joins each tensor's parts along the rows, on the device.
+    def to_device(self, requests: Sequence[Tensors]) -> Tensors:
+        """The tensors of requests, on the device; each joined along the rows.
 
-        On the CPU a tensor of one part stays where it is.
+        On the CPU those of a single request stay where they are.
         """
         if self._pin:
-            return pack(parts, self.device, pin=True)
-        return {
-            name: pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
-            for name, pieces in parts.items()
-        }
+            return pack(_parts(requests), self.device, pin=True)
+        if len(requests) == 1:
+            return requests[0]
+        return {name: torch.cat(parts) for name, parts in _parts(requests).items()}
 
-    def to_host(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    def to_host(self, outputs: Tensors) -> dict[str, np.ndarray]:
         """Contiguous host arrays; half types are widened to float32.
 
         NOTE: a copy to the CPU that does not block lands in pinned memory, which
@@ -64,7 +63,13 @@ class Transfer:
         return {name: tensor.contiguous().numpy() for name, tensor in host.items()}
 
 
-def pack(parts: Parts, device: torch.device, *, pin: bool) -> dict[str, torch.Tensor]:
+def _parts(requests: Sequence[Tensors]) -> dict[str, list[torch.Tensor]]:
+    return {name: [tensors[name] for tensors in requests] for name in requests[0]}
+
+
+def pack(
+    parts: Mapping[str, Sequence[torch.Tensor]], device: torch.device, *, pin: bool
+) -> dict[str, torch.Tensor]:
     """Lays all tensors into one staging buffer and copies that once.
 
     :param parts: name -> tensors of one dtype in host memory, which are joined

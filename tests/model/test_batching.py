@@ -295,10 +295,12 @@ def wait_until(true: Callable[[], bool]) -> None:
 class Stage:
     """A line whose passes a test holds up and lets go."""
 
-    def __init__(self, most_requests: int) -> None:
+    def __init__(self, most_requests: int, overtaken: float = FOREVER) -> None:
         self.order: list[list[int]] = []
         self.gate = threading.Event()
-        self.turns = Turns(self._compute, most_requests=most_requests)
+        self.turns = Turns(
+            self._compute, most_requests=most_requests, overtaken=overtaken
+        )
         self.broken: set[int] = set()
         self.results: dict[int, object] = {}
         self.threads: dict[int, threading.Thread] = {}
@@ -336,8 +338,9 @@ class Stage:
             assert not thread.is_alive()
 
 
-def test_requests_are_served_in_the_order_of_their_arrival() -> None:
-    stage = Stage(most_requests=1)
+@pytest.mark.parametrize("overtaken", [0.0, FOREVER])
+def test_requests_are_served_in_the_order_of_their_arrival(overtaken: float) -> None:
+    stage = Stage(most_requests=1, overtaken=overtaken)
     for number in range(6):
         stage.start(number)
     stage.finish()
@@ -345,8 +348,9 @@ def test_requests_are_served_in_the_order_of_their_arrival() -> None:
     assert stage.results == {number: number for number in range(6)}
 
 
-def test_what_waits_behind_a_pass_is_taken_together() -> None:
-    stage = Stage(most_requests=3)
+@pytest.mark.parametrize("overtaken", [0.0, FOREVER])
+def test_what_waits_behind_a_pass_is_taken_together(overtaken: float) -> None:
+    stage = Stage(most_requests=3, overtaken=overtaken)
     for number in range(6):
         stage.start(number)
     stage.finish()
@@ -354,8 +358,9 @@ def test_what_waits_behind_a_pass_is_taken_together() -> None:
     assert stage.results == {number: number for number in range(6)}
 
 
-def test_a_pass_that_breaks_off_leaves_the_line_going() -> None:
-    stage = Stage(most_requests=2)
+@pytest.mark.parametrize("overtaken", [0.0, FOREVER])
+def test_a_pass_that_breaks_off_leaves_the_line_going(overtaken: float) -> None:
+    stage = Stage(most_requests=2, overtaken=overtaken)
     stage.broken = {1}
     for number in range(5):
         stage.start(number)
@@ -370,12 +375,13 @@ class Interrupt(BaseException):
     """What a watchdog may raise in a thread."""
 
 
+@pytest.mark.parametrize("overtaken", [0.0, FOREVER])
 @pytest.mark.parametrize("most_requests", [1, 2])
 @pytest.mark.parametrize("victim", [1, 2, 3])
 def test_an_interrupted_thread_leaves_the_line_going(
-    most_requests: int, victim: int
+    overtaken: float, most_requests: int, victim: int
 ) -> None:
-    stage = Stage(most_requests)
+    stage = Stage(most_requests, overtaken)
     for number in range(4):
         stage.start(number)
     ident = stage.threads[victim].ident
@@ -389,3 +395,59 @@ def test_an_interrupted_thread_leaves_the_line_going(
     assert stage.results.keys() == {0, 1, 2, 3} - {victim}
     # A later request finds the line free.
     assert stage.turns.run(request_of(7))["x"][0] == 7
+
+
+def test_nobody_starves() -> None:
+    """Greedy threads come back at once; one that comes late still gets its turn."""
+    turns = Turns(finish, overtaken=0.005)
+    stop = threading.Event()
+
+    def greedy() -> None:
+        while not stop.is_set():
+            turns.run(request_of(1))
+
+    threads = [threading.Thread(target=greedy) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(50):
+        turns.run(request_of(2))
+    stop.set()
+    for thread in threads:
+        thread.join(FOREVER)
+        assert not thread.is_alive()
+
+
+def finish(requests: Sequence[Request]) -> None:
+    for request in requests:
+        request.outputs = {}
+
+
+@pytest.mark.parametrize("overtaken", [0.0, 0.001, FOREVER])
+def test_the_line_never_stands_still(overtaken: float) -> None:
+    """Many short requests at once, some of which break off."""
+
+    def compute(requests: Sequence[Request]) -> None:
+        assert 1 <= len(requests) <= 3
+        if any(int(request.tensors["x"][0]) % 17 == 16 for request in requests):
+            raise MemoryError("out of the blue")
+        finish(requests)
+
+    turns = Turns(compute, most_requests=3, patience=0.001, overtaken=overtaken)
+    done = []
+
+    def work(base: int) -> None:
+        for number in range(base, base + 150):
+            try:
+                with turns.coming():
+                    turns.run(request_of(number))
+            except (MemoryError, PredictFailed):
+                pass
+            done.append(number)
+
+    threads = [threading.Thread(target=work, args=(n * 1000,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(FOREVER)
+        assert not thread.is_alive()
+    assert len(done) == 8 * 150

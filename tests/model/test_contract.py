@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from procserver.errors import BadTensor
-from procserver.model.contract import check_ragged, rows_of
+from procserver.model.contract import check_ragged, kind_of
 
 
 def array(*values: float, dtype: str = "int64") -> np.ndarray:
@@ -60,6 +60,12 @@ def test_what_is_wrong_is_named(name: str, wrong: np.ndarray, message: str) -> N
         check_ragged({**RIGHT, name: wrong})
 
 
+def rows_of(tensors: dict[str, torch.Tensor]) -> int:
+    rows, kind = kind_of(tensors)
+    assert (kind is None) == (rows == 0)
+    return rows
+
+
 def test_rows_are_those_that_all_agree_on() -> None:
     right = {name: torch.from_numpy(array) for name, array in RIGHT.items()}
     del right["other"]
@@ -69,3 +75,14 @@ def test_rows_are_those_that_all_agree_on() -> None:
     assert rows_of({**right, "f": torch.ones(9, 2), "f__lengths": torch.ones(3)}) == 3
     assert rows_of({"x": torch.ones(0, 2)}) == 0
     assert rows_of({}) == 0
+
+
+def test_requests_of_one_kind_differ_in_rows_only() -> None:
+    right = {name: torch.from_numpy(array) for name, array in RIGHT.items()}
+    del right["other"]
+    turned = dict(reversed(right.items()))
+    turned["price.values"] = torch.zeros(3, 1)
+    _, kind = kind_of(right)
+    assert kind_of(turned) == (3, kind)
+    for other in (torch.ones(3, 2), torch.ones(3), torch.ones(3, 1).double()):
+        assert kind_of({**right, "price.values": other}) not in ((3, kind), (0, None))
