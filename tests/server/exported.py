@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -125,7 +124,7 @@ def running(*servers: LiveServer) -> Iterator[dict[str, LiveServer]]:
             server.wait_ready()
         yield {server.name: server for server in servers}
         for server in servers:
-            os.kill(server.pid, signal.SIGTERM)
+            server.ask_to_stop()
 
 
 def _stop(server: LiveServer, failure: type[BaseException] | None, *_: object) -> None:

@@ -58,6 +58,7 @@ class LiveServer:
     core: int | None = None
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    asked: bool = False
 
     @property
     def name(self) -> str:
@@ -75,6 +76,7 @@ class LiveServer:
 
     def launch(self) -> LiveServer:
         """Starts the master and returns at once."""
+        self.asked = False
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 [
@@ -108,11 +110,17 @@ class LiveServer:
     def text(self) -> str:
         return self.log.read_text(errors="replace")
 
+    def ask_to_stop(self) -> None:
+        """Signals once: a second signal would end Python while it ends gunicorn."""
+        assert self.process is not None
+        if not self.asked and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.asked = True
+
     def stop(self, *, expect_clean: bool = True) -> int:
         """Ends the master by pid; returns its exit status."""
+        self.ask_to_stop()
         assert self.process is not None
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
         try:
             status = self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

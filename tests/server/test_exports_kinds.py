@@ -24,7 +24,7 @@ from export_features import (
 from export_folders import write_export
 from export_networks import ItemTower, MultiTask, UserTower, WideAndDeep
 from exported import assert_same, item_ids, post, ranking_request, scores
-from live import LiveServer
+from live import LiveServer, segments
 
 from procserver.wire.pb.torchrec_predict_pb2 import PBResponse
 
@@ -66,7 +66,8 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
     servers = []
     for name, (place, more) in places.items():
         config = exported.service_json(folder / f"{name}.d", name, place, **more)
-        servers.append(LiveServer(config, folder / f"{name}.log", workers=1))
+        workers = 2 if name == "tasks" else 1
+        servers.append(LiveServer(config, folder / f"{name}.log", workers=workers))
     with exported.running(*servers) as running:
         yield SimpleNamespace(exports=exports, servers=running)
 
@@ -110,6 +111,16 @@ def test_tables_are_kept_in_their_own_types(kinds: SimpleNamespace) -> None:
         found = [t for n, t in model.named_buffers() if n.endswith(("codes", "weight"))]
         assert len(found) > 10
         assert all(tensor.dtype == dtype for tensor in found)
+
+
+def test_workers_share_the_weights_and_score_alike(kinds: SimpleNamespace) -> None:
+    fields = {k: v for k, v in user(1).items() if k not in SHALLOW_USER}
+    for name in ("softmax", "tasks"):
+        owned = f".{kinds.servers[name].pid}.weights-"
+        assert [segment for segment in segments(name) if owned in segment]
+        request = ranking_request(fields, item_ids(7), columns=ITEM_TYPES)
+        answers = {post(kinds.servers[name], request).body for _ in range(20)}
+        assert len(answers) == 1
 
 
 @pytest.mark.parametrize("number", range(4))

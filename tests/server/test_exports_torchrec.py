@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from export_features import RANKING, user
 from exported import assert_same, item_ids, ranking_request, scores
-from live import BOOT_SECONDS, ROOT, LiveServer, children
+from live import BOOT_SECONDS, ROOT, LiveServer, children, segments
 
 PYTHON = Path(
     os.environ.get(
@@ -99,6 +99,12 @@ def test_an_item_list_that_is_empty_and_items_that_do_not_exist(
         alone = scores(server, ranking_request(user(2), ["item_0001"]))
         assert ours["probs"][1] == exported.EMPTY_SCORE
         assert np.allclose(ours["probs"][0], alone["probs"][0], atol=1e-6)
+
+
+def test_packed_tables_are_shared(torchrec: SimpleNamespace) -> None:
+    for name, server in torchrec.servers.items():
+        owned = f".{server.pid}.weights-"
+        assert [segment for segment in segments(name) if owned in segment]
 
 
 def test_torchrec_itself_is_not_imported_by_the_server(
