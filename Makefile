@@ -87,7 +87,7 @@ bench: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/bench.py
 
 micro: $(VENV)/.loadtest
-	for one in fg fg_expr fg_maps pregenerated; do \
+	for one in fg fg_expr fg_maps pregenerated batching; do \
 		PYTHONPATH=. $(BIN)/python loadtest/micro/$$one.py || exit 1; done
 
 loadtest: $(VENV)/.loadtest demo/service.json

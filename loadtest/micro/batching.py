@@ -26,7 +26,7 @@ from procserver.model.package import open_package
 from procserver.model.runner import Batching, ModelRunner
 from procserver.observe.metrics import BATCHED_REQUESTS, BATCHES, REGISTRY
 
-SECONDS = 0.4
+SECONDS = 1.0
 ROUNDS = 5
 TABLES = 20
 ROWS_EACH = 100_000
