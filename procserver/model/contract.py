@@ -48,6 +48,10 @@ def check_ragged(arrays: Mapping[str, np.ndarray]) -> None:
 def _check_count(
     name: str, lengths: np.ndarray, counted_name: str, counted: np.ndarray
 ) -> None:
+    hint = ""
+    if name.endswith(".lengths") and counted_name.endswith(".values"):
+        base = name.removesuffix(".lengths")
+        hint = f"; a sequence of several values a step needs {base}.key_lengths"
     if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
         raise BadTensor(
             f"{name}: expected integers in one dimension, got "
@@ -61,7 +65,7 @@ def _check_count(
     if counted.ndim == 0 or total != counted.shape[0]:
         raise BadTensor(
             f"{name}: the lengths sum up to {total}, but {counted_name} has "
-            f"{_entries(counted)}"
+            f"{_entries(counted)}" + hint
         )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from procserver.errors import BadTensor, DeviceLost, PredictFailed
+from procserver.model.suspects import Answered, described, suspects
 
 log = logging.getLogger("procserver.model")
 
@@ -35,10 +36,6 @@ _NUMBERS = (
     ),
     re.compile(r"access index (?P<id>-?\d+) on a tensor of (?P<bound>\d+) elements"),
     re.compile(r"Index \d+ is out of bounds: (?P<id>-?\d+), range 0 to (?P<bound>\d+)"),
-)
-_OTHER_DTYPE = re.compile(
-    r"same dtype|expected scalar type|double != float|Double and Float"
-    r"|not implemented for '?(Double|Int|Long)",
 )
 _DEVICE_LOST = re.compile(r"CUDA error|device-side assert|cudaError\w+|NVML error")
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -66,11 +63,13 @@ def explain(
     *,
     from_client: bool,
     runs: Callable[[Tensors], bool],
+    answered: Answered,
 ) -> BadTensor | PredictFailed:
     """The error to answer with.
 
     :param from_client: the client made the tensors, else the Feature Generator did
     :param runs: whether the model takes other tensors; called a few times
+    :param answered: a request that the model took
     """
     # Above this line of the text stands the model's source.
     text = str(error).rpartition("RuntimeError: ")[2].strip()
@@ -82,16 +81,12 @@ def explain(
         return BadTensor(f"map_inputs: the model needs {missing.group(1)!r}")
     if _OUT_OF_RANGE.search(text):
         return BadTensor(_outside(text, given, runs))
-    if _OTHER_DTYPE.search(text):
-        doubles = [n for n, tensor in given.items() if tensor.dtype == torch.float64]
-        if doubles:
-            return BadTensor(
-                f"{', '.join(doubles[:8])}: float64, which the model does not take; "
-                "send float32"
-            )
     log.warning("the model refused a request's tensors: %s", text)
     # A failure that repeats with the same tensors is the request's: clients
     # retry 500 at once.
+    odd = suspects(given, answered)
+    if odd is not None:
+        return BadTensor(f"the model refuses these tensors; {odd}")
     return BadTensor(f"the model refuses these tensors: {_shapes(given)}")
 
 
@@ -164,9 +159,6 @@ def _at(name: str, tensor: torch.Tensor, value: int) -> str:
 
 
 def _shapes(given: Tensors) -> str:
-    shown = [
-        f"{name} {str(item.dtype).removeprefix('torch.')}{list(item.shape)}"
-        for name, item in given.items()
-    ]
+    shown = [f"{name} {described(item)}" for name, item in given.items()]
     more = len(shown) - 8
     return ", ".join(shown[:8]) + (f" and {more} more" if more > 0 else "")

@@ -19,6 +19,7 @@ from procserver.model.failures import device_lost, explain, is_device_lost
 from procserver.model.loading import LoadedModel
 from procserver.model.merging import Proofs, split
 from procserver.model.sparse import SparseEmbeddings, names_read
+from procserver.model.suspects import Answered
 from procserver.model.transfer import Tensors, Transfer, open_device
 from procserver.observe.metrics import BATCHED_REQUESTS, BATCHES, NAN_SCORES
 
@@ -110,6 +111,7 @@ class ModelRunner:
             batching = None
         self._merges = batching is not None
         self._proofs = Proofs()
+        self._answered = Answered()
         self._turns = (
             Turns(self._compute)
             if batching is None
@@ -259,6 +261,7 @@ class ModelRunner:
     def _alone(self, request: Request) -> None:
         try:
             request.outputs = self._forward([request.tensors])
+            self._answered.learn(request.tensors)
         except _FAILURES as error:
             request.error = self._explained(error, request)
             request.error.__cause__ = error
@@ -273,6 +276,7 @@ class ModelRunner:
             request.tensors,
             from_client=request.from_client,
             runs=self._runs,
+            answered=self._answered,
         )
 
     def _runs(self, tensors: Mapping[str, torch.Tensor]) -> bool:
