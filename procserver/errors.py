@@ -22,6 +22,7 @@
         ├── TooLarge                413     too_large
         ├── QueueFull               450     queue_full
         ├── PredictFailed           500     predict_failed
+        │   └── DeviceLost          500     predict_failed
         └── NotReady                503     not_ready
 
 A request error's message goes to the client as it is, so it names the field,
@@ -151,6 +152,10 @@ class QueueFull(RequestError):
 
 class PredictFailed(RequestError):
     """The model failed on a request that looked right; the log says how."""
+
+
+class DeviceLost(PredictFailed):
+    """The GPU failed for good: this process cannot use it any more."""
 
 
 class NotReady(RequestError):

@@ -115,7 +115,10 @@ class RankingPipeline:
     def predict(
         self, body: bytes | bytearray | memoryview, trace: Trace | None = None
     ) -> Reply:
-        trace = trace or Trace()
+        with self._runner.coming():
+            return self._predict(body, trace or Trace())
+
+    def _predict(self, body: bytes | bytearray | memoryview, trace: Trace) -> Reply:
         trace.begin()
         request = torchrec_wire.decode(body)
         trace.debug_level = request.debug_level
@@ -369,7 +372,10 @@ class BypassPipeline:
     def predict(
         self, body: bytes | bytearray | memoryview, trace: Trace | None = None
     ) -> Reply:
-        trace = trace or Trace()
+        with self._runner.coming():
+            return self._predict(body, trace or Trace())
+
+    def _predict(self, body: bytes | bytearray | memoryview, trace: Trace) -> Reply:
         trace.begin()
         request = torch_wire.decode(body)
         trace.debug_level = request.debug_level

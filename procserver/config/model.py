@@ -137,16 +137,18 @@ class ModelConfig:
     inter_op_parallelism_threads: int | None = setting(
         "inter_op_parallelism_threads",
         Integer(0, 1024),
-        "TensorFlow: threads over operations.",
+        "Threads over operations that a model runs at the same time; no more than "
+        "a worker's cores. 0: as many as these.",
+        shown_default="the worker's cores",
         unit="threads",
-        pending=True,
     )
     intra_op_parallelism_threads: int | None = setting(
         "intra_op_parallelism_threads",
         Integer(0, 1024),
-        "TensorFlow: threads inside an operation.",
+        "Threads inside an operation; no more than a worker's cores. 0: as many as "
+        "these.",
+        shown_default="the worker's cores",
         unit="threads",
-        pending=True,
     )
     model_path: Url | None = setting(
         "model_path",

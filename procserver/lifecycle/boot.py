@@ -25,7 +25,7 @@ from procserver.errors import ServiceError
 from procserver.lifecycle.deaths import OomKills
 from procserver.lifecycle.process import run_in_child
 from procserver.lifecycle.refresher import Refresher
-from procserver.lifecycle.reports import Reports
+from procserver.lifecycle.reports import Message, Reports
 from procserver.lifecycle.settings import Settings, service_settings
 from procserver.lifecycle.weights import EVENT as WEIGHTS
 from procserver.lifecycle.weights import Weights
@@ -229,15 +229,20 @@ def _note_reports() -> None:
     for age, reports in list(state.reports.items()):
         reports.in_master()
         for message in reports.poll():
-            if message["event"] == "ready":
-                state.ready.add(age)
-            elif message["event"] == "leaving":
-                state.leaving.add(age)
-            elif message["event"] == WEIGHTS:
-                state.weights.note(message)
+            _note(state, age, message)
         if reports.closed:
             del state.reports[age]
     metrics.WORKERS_READY.set(len(state.ready))
+
+
+def _note(state: Master, age: int, message: Message) -> None:
+    """What a worker reports."""
+    if message["event"] == "ready":
+        state.ready.add(age)
+    elif message["event"] == "leaving":
+        state.leaving.add(age)
+    elif message["event"] == WEIGHTS:
+        state.weights.note(message)
 
 
 def pre_fork(server: Any, worker: Any) -> None:

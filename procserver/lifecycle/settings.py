@@ -15,6 +15,8 @@ from procserver.lifecycle.cores import available_cores
 
 DEFAULT_CONFIG = Path("conf/service.json")
 EXIT_CONFIG = 2
+# Beyond it threads cost more than a larger pass gains.
+MOST_THREADS = 128
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,18 @@ def service_settings() -> Settings:
         service=service,
         remarks=(*loaded.warnings, *loaded.notices),
         workers=workers,
-        # The vendor counts request threads per service, gunicorn per worker;
-        # two at least, so that a health check need not wait for a request.
-        threads=max(2, -(-service.rpc.worker_threads // workers)),
+        threads=_threads(service, workers),
         graceful_timeout=int(service.eas.termination_grace_period_s),
     )
+
+
+def _threads(service: ServiceConfig, workers: int) -> int:
+    """Request threads of one worker; the vendor counts them per service.
+
+    Two at least, so that a health check need not wait for a request; with
+    batching as many as one pass may merge, each being a request that waits.
+    """
+    threads = max(2, -(-service.rpc.worker_threads // workers))
+    if service.rpc.batching:
+        threads = max(threads, min(service.rpc.max_batch_size, MOST_THREADS) + 1)
+    return threads

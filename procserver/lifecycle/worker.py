@@ -22,6 +22,7 @@ from procserver.observe.reqlog import Logs
 if TYPE_CHECKING:
     from procserver.model.loading import LoadedModel
     from procserver.model.package import ModelPackage
+    from procserver.model.shared import Probe
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -53,20 +54,33 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         # NOTE: OpenMP keeps the number of threads per calling thread.
         import torch
 
-        torch.set_num_threads(len(self.cores))
+        given = master().service.model.intra_op_parallelism_threads
+        torch.set_num_threads(threads_of(given, len(self.cores)))
 
-    def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
+    def _start_operators(self) -> None:
+        """Threads between operators, which a script forks with ``torch.jit.fork``."""
+        import torch
+
+        given = master().service.model.inter_op_parallelism_threads
+        # NOTE: torch takes this once in a process, before anything runs.
+        torch.set_num_interop_threads(threads_of(given, len(self.cores)))
+
+    def retire(self) -> None:
+        """Answers what is under way, then ends; the master starts another worker."""
+        self.log.error("worker %s gives way to a new one", self.pid)
+        self.handle_exit(None, None)
+
+    def _obtain_model(
+        self, package: ModelPackage, device: str, probe: Probe | None
+    ) -> LoadedModel:
         state = master()
-        model = state.weights.obtain(
+        return state.weights.obtain(
             package,
             device,
+            probe,
             is_canary=self.age == state.canary,
             report=self.reporter.send,
-            farm_hash=state.service.envs.farm_hash,
         )
-        metrics.MODEL.set(package.version, "shared" if model.shared else "own")
-        metrics.MODEL_BYTES.set(package.script.stat().st_size)
-        return model
 
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""
@@ -76,6 +90,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
         state = master()
         try:
+            self._start_operators()
             self._start_thread()
             devices = state.service.host.device
             service = build_service(
@@ -84,6 +99,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 devices[self.slot % len(devices)],
                 self._obtain_model,
                 workers=self.workers,
+                on_device_lost=self.retire,
             )
             self.logs = service.logs
             self.wsgi = _honour_close(create_app(service))
@@ -92,6 +108,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             # SAFETY: once the service has been ready, a worker that fails must
             # not take it down.
             sys.exit(EXIT_RESTART_WORKER if state.has_been_ready else EXIT_HALT_SERVICE)
+
+
+def threads_of(given: int | None, cores: int) -> int:
+    """A number of threads that a service JSON asks for, within a worker's cores.
+
+    The keys are meant for one process on a whole machine; 0 and none mean all.
+    """
+    return min(given, cores) if given else cores
 
 
 def _honour_close(app: Wsgi) -> Wsgi:

@@ -103,6 +103,11 @@ def _features(service: ServiceConfig, package: ModelPackage, found: Findings) ->
 def _tile(service: ServiceConfig, package: ModelPackage, found: Findings) -> None:
     if package.input_tile:
         found.facts.append(("model INPUT_TILE", str(package.input_tile)))
+        if service.rpc.batching:
+            found.warnings.append(
+                "metadata.rpc.batching: requests of an INPUT_TILE export cannot be "
+                "merged, so each is a forward pass of its own"
+            )
     given = service.envs.input_tile
     if given is not None and given != package.input_tile:
         found.warnings.append(

@@ -15,6 +15,7 @@ import torch
 from procserver.errors import ModelError
 from procserver.model.operators import load_operators
 from procserver.model.package import ModelPackage
+from procserver.model.tables import read_tables
 
 log = logging.getLogger("procserver.model")
 
@@ -23,9 +24,9 @@ log = logging.getLogger("procserver.model")
 class LoadedModel:
     """A module on its device, and the tables that it does not hold itself.
 
-    ``tables`` are the sparse tables of a distributed-embedding export, by their
-    name in the shards. ``shared`` tells whether the weights live in memory that
-    other workers map too.
+    ``tables`` are the sparse tables of a distributed-embedding export, as
+    ``tables.read_tables`` gives them. ``shared`` tells whether the weights live in
+    memory that other workers map too.
     """
 
     package: ModelPackage
@@ -37,17 +38,19 @@ class LoadedModel:
 def load(package: ModelPackage, *, device: str = "cpu") -> LoadedModel:
     """Reads the model into this process's own memory.
 
-    :raises ModelError: if the script is damaged or uses operators that are not here
+    :raises ModelError: if the script or a table is damaged, or if the script uses
+        operators that are not here
     """
     started = time.monotonic()
     module = read_script(package, torch.device(device))
+    tables = read_tables(package)
     log.info(
         "model %s loaded on %s in %.2f s",
         package.version,
         device,
         time.monotonic() - started,
     )
-    return LoadedModel(package, module)
+    return LoadedModel(package, module, tables)
 
 
 def read_script(
