@@ -16,16 +16,18 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from procserver import shm
-from procserver.errors import ModelError, NotShareable, SharedMemoryError
+from procserver.errors import FgConfigError, ModelError, NotShareable, SharedMemoryError
 from procserver.lifecycle.reports import Message
 from procserver.observe import metrics
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from procserver.model.loading import LoadedModel
     from procserver.model.package import ModelPackage
     from procserver.model.shared import Probe
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("procserver.lifecycle")
 
 EVENT = "weights"
+PROBE_ROWS = 8
 # A model of up to so many bytes is nothing that an operator need care for.
 SMALL = 1 << 20
 
@@ -77,16 +80,16 @@ class Weights:
         self,
         package: ModelPackage,
         device: str,
-        probe: Probe | None,
         *,
         is_canary: bool,
         report: Callable[..., None],
+        farm_hash: bool = False,
     ) -> LoadedModel:
         """In a worker: the model, attached to shared weights where there are any.
 
-        :param probe: a forward pass to compare copies by
         :param is_canary: this worker is to load, publish and report
         :param report: sends an event with its details to the master
+        :param farm_hash: how the service's features are hashed
         :raises ModelError: if the model cannot be loaded
         """
         # NOTE: torch, which only workers may use; the master imports it later.
@@ -97,7 +100,7 @@ class Weights:
             return self._follow(package, device)
         verify(package)
         if self.share:
-            return self._introduce(package, device, probe, report)
+            return self._introduce(package, device, _probe(package, farm_hash), report)
         model = load(package, device=device)
         report(EVENT, name=None, reason="share_weights is off")
         return model
@@ -148,6 +151,26 @@ class Weights:
                     error,
                 )
         return load(package, device=device)
+
+
+def _probe(package: ModelPackage, farm_hash: bool) -> Probe | None:
+    """A forward pass on made-up features; None: nobody knows what the model takes."""
+    from procserver.fg import FeatureGenerator
+    from procserver.model.runner import ModelRunner
+
+    if package.fg_json is None:
+        return None
+    tile = package.input_tile != 0
+    try:
+        fg = FeatureGenerator(package.fg_json, farm_hash=farm_hash)
+    except FgConfigError:
+        # Whoever needs features says what is wrong with it.
+        return None
+
+    def run(model: LoadedModel) -> Mapping[str, np.ndarray]:
+        return ModelRunner(model).run(fg.generate({}, {}, {}, PROBE_ROWS, tile=tile))
+
+    return run
 
 
 def _give_memory_back() -> None:

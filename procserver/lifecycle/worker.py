@@ -22,7 +22,6 @@ from procserver.observe.reqlog import Logs
 if TYPE_CHECKING:
     from procserver.model.loading import LoadedModel
     from procserver.model.package import ModelPackage
-    from procserver.model.shared import Probe
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -70,16 +69,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.log.error("worker %s gives way to a new one", self.pid)
         self.handle_exit(None, None)
 
-    def _obtain_model(
-        self, package: ModelPackage, device: str, probe: Probe | None
-    ) -> LoadedModel:
+    def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
         state = master()
         return state.weights.obtain(
             package,
             device,
-            probe,
             is_canary=self.age == state.canary,
             report=self.reporter.send,
+            farm_hash=state.service.envs.farm_hash,
         )
 
     def load_wsgi(self) -> None:
@@ -95,11 +92,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             devices = state.service.host.device
             service = build_service(
                 state.service,
+                state.package,
                 state.control_name,
                 devices[self.slot % len(devices)],
                 self._obtain_model,
-                workers=self.workers,
                 on_device_lost=self.retire,
+                workers=self.workers,
             )
             self.logs = service.logs
             self.wsgi = _honour_close(create_app(service))

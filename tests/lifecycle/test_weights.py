@@ -40,7 +40,6 @@ def obtain(
     return weights.obtain(
         package,
         "cpu",
-        None,
         is_canary=canary,
         report=lambda event, **details: reports.append({"event": event, **details}),
     )
