@@ -13,7 +13,7 @@ PACKAGES := $(VENV)/.packages
 BUILT := $(VENV)/.built
 URL ?= http://127.0.0.1:8501
 
-.PHONY: serve test lint types sanitize bench micro loadtest demo build clean
+.PHONY: serve test lint types sanitize bench micro memory loadtest demo build clean
 .DEFAULT_GOAL := build
 
 build: $(BUILT)
@@ -89,6 +89,11 @@ bench: $(VENV)/.loadtest demo/service.json
 micro: $(VENV)/.loadtest
 	for one in fg fg_expr fg_maps pregenerated batching; do \
 		PYTHONPATH=. $(BIN)/python loadtest/micro/$$one.py || exit 1; done
+
+# What a worker costs with shared weights and without; MEMORY="--megabytes 64" is quick.
+MEMORY ?=
+memory: $(VENV)/.loadtest
+	PYTHONPATH=. $(BIN)/python loadtest/memory.py $(MEMORY)
 
 loadtest: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/run_load.py --url $(URL)
