@@ -19,6 +19,7 @@ from procserver.errors import (
     TooLarge,
 )
 from procserver.observe import exposition, metrics
+from procserver.observe.reqlog import Logs
 from procserver.observe.trace import Trace, record
 from procserver.pipeline import Pipeline
 from procserver.wire.auth import Authenticator
@@ -39,6 +40,7 @@ class Service:
     pipeline: Pipeline
     auth: Authenticator
     max_body_bytes: int
+    logs: Logs | None = None
 
     def answers_to(self, name: str) -> bool:
         """Whether a URL's service part means us (``group.service`` does too)."""
@@ -72,7 +74,12 @@ class Predict:
     ) -> None:
         self._authorize(req, name)
         body = read_body(req, self._service.max_body_bytes)
-        reply = self._service.pipeline.predict(body, req.context.trace)
+        trace = req.context.trace
+        try:
+            reply = self._service.pipeline.predict(body, trace)
+        finally:
+            if self._service.logs is not None:
+                self._service.logs.slow.check(trace, body)
         resp.data = reply.body
         resp.content_type = "application/octet-stream"
         resp.set_header("X-Model-Version", self._service.model_version)

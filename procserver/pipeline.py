@@ -17,19 +17,27 @@ import numpy as np
 from cython_ext.column import Column, Kind, Shape, shape_of
 from procserver.errors import BadFeature, BadRequest, SourceError, TooLarge
 from procserver.fg import FeatureGenerator, SequenceJoin
+from procserver.fg.dump import dump_columns
 from procserver.fg.pregenerated import Pregenerated
 from procserver.fg.split import Part
 from procserver.itemcache.reader import CacheReader, Generation
 from procserver.model.runner import ModelRunner
+from procserver.observe.reqlog import RequestLog
 from procserver.observe.trace import DECODE, ENCODE, GATHER, GENERATE, RUN, Trace
 from procserver.wire import torch as torch_wire
 from procserver.wire import torchrec as torchrec_wire
+from procserver.wire.logdata import encode as encode_log_data
 from procserver.wire.torch import TorchRequest
 from procserver.wire.torchrec import TorchRecRequest
 
 log = logging.getLogger("procserver.pipeline")
 
 Columns = Mapping[str, Column]
+Tensors = Mapping[str, np.ndarray]
+
+# Debug levels: what is saved, and what needs every item column as it was.
+SAVED_LEVEL = 100
+RAW_LEVELS = (1, 2, SAVED_LEVEL, 102)
 WARM_UP_ROWS = 100
 
 
@@ -91,12 +99,14 @@ class RankingPipeline:
         *,
         item_empty_score: float = 0.0,
         max_items: int = 5000,
+        request_log: RequestLog | None = None,
     ) -> None:
         self._fg = fg
         self._runner = runner
         self._cache = cache
         self._item_empty_score = item_empty_score
         self._max_items = max_items
+        self._request_log = request_log
         self._tile = runner.package.input_tile != 0
         self._item_inputs = tuple(fg.item_inputs)
         self._joins = tuple(fg.sequence_joins)
@@ -127,10 +137,66 @@ class RankingPipeline:
         gathered = self.gather(request)
         trace.items, trace.missing = gathered.rows, gathered.unknown
         trace.done(GATHER)
-        outputs = self._score(gathered, trace)
+        tensors = self.generate(gathered) if gathered.rows else {}
+        trace.done(GENERATE)
+        outputs = self._score(gathered, tensors)
+        trace.done(RUN)
         answer = torchrec_wire.encode(outputs, request.item_ids)
         trace.done(ENCODE)
+        if request.debug_level == SAVED_LEVEL:
+            self.save(request, body, gathered, tensors)
         return Reply(answer, gathered.generation)
+
+    def save(
+        self,
+        request: TorchRecRequest,
+        body: bytes | bytearray | memoryview,
+        gathered: ItemRows,
+        tensors: Tensors,
+    ) -> None:
+        """Puts the request and its features into the request log, if there is one.
+
+        The text is made by the log's own threads.
+        """
+        if self._request_log is None:
+            return
+        copy = bytes(body)
+        size = len(copy) + sum(tensor.nbytes for tensor in tensors.values())
+        self._request_log.offer(
+            request.meta.get("request_id", ""),
+            size,
+            lambda: encode_log_data(
+                copy,
+                self.raw_features(request, gathered),
+                self.generated_features(request, gathered, tensors),
+            ),
+        )
+
+    def raw_features(
+        self, request: TorchRecRequest, gathered: ItemRows
+    ) -> dict[str, str]:
+        """By item id: the item and context columns that FG reads, as text.
+
+        Complete for the debug levels of ``RAW_LEVELS`` only: otherwise columns that
+        nothing is left to be generated from are not gathered.
+        """
+        columns = {
+            **{n: gathered.item[n] for n in self._item_inputs if n in gathered.item},
+            **{
+                n: gathered.context[n]
+                for n in self._fg.context_inputs
+                if n in gathered.context
+            },
+        }
+        return _by_item(request, dump_columns(columns, gathered.rows))
+
+    def generated_features(
+        self, request: TorchRecRequest, gathered: ItemRows, tensors: Tensors
+    ) -> dict[str, str]:
+        """By item id: what FG made, as text; features of the user alone left out."""
+        if not gathered.rows:
+            return {}
+        return _by_item(request, self._fg.dump_items(tensors))
 
     def gather(self, request: TorchRecRequest) -> ItemRows:
         """Joins item features, for the items and for sequences of items.
@@ -158,7 +224,9 @@ class RankingPipeline:
             if len(request.item_ids):
                 found = generation.lookup(request.item_ids)
                 part, ready = self._take_ready(generation, found, request.item)
-                inputs = self._item_inputs if part is None else part.item_inputs
+                inputs = self._item_inputs
+                if part is not None and request.debug_level not in RAW_LEVELS:
+                    inputs = part.item_inputs
                 wanted = [
                     name
                     for name in inputs
@@ -212,15 +280,12 @@ class RankingPipeline:
             return max(given)
         return 0 if self._item_inputs or self._fg.context_inputs else 1
 
-    def _score(self, gathered: ItemRows, trace: Trace) -> dict[str, np.ndarray]:
+    def _score(self, gathered: ItemRows, tensors: Tensors) -> dict[str, np.ndarray]:
         if gathered.rows == 0:
             return dict(self._runner.empty_outputs)
-        tensors = self.generate(gathered)
-        trace.done(GENERATE)
         outputs = self._runner.run(tensors)
         if gathered.missing is not None:
-            outputs = self._with_empty_scores(outputs, gathered.missing)
-        trace.done(RUN)
+            return self._with_empty_scores(outputs, gathered.missing)
         return outputs
 
     def generate(self, gathered: ItemRows) -> dict[str, np.ndarray]:
@@ -298,8 +363,11 @@ def open_pregenerated(
 class BypassPipeline:
     """Tensors from the client straight into the model (``fg_mode: bypass``)."""
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(
+        self, runner: ModelRunner, *, request_log: RequestLog | None = None
+    ) -> None:
         self._runner = runner
+        self._request_log = request_log
 
     def predict(
         self, body: bytes | bytearray | memoryview, trace: Trace | None = None
@@ -316,6 +384,10 @@ class BypassPipeline:
         trace.done(RUN)
         answer = torch_wire.encode(outputs)
         trace.done(ENCODE)
+        if request.debug_level == SAVED_LEVEL and self._request_log is not None:
+            # There are no features and no request id; the body is saved as it is.
+            copy = bytes(body)
+            self._request_log.offer("", len(copy), lambda: copy)
         return Reply(answer)
 
     def _run(
@@ -339,6 +411,14 @@ class BypassPipeline:
             "inputs": "named tensors" if self._runner.takes_dict else "positional",
             "outputs": list(self._runner.output_names),
         }
+
+
+def _by_item(request: TorchRecRequest, lines: list[str]) -> dict[str, str]:
+    """Lines by item id; by row number for requests without ids."""
+    ids = request.item_ids.to_pylist() or [str(row) for row in range(len(lines))]
+    # NOTE: item tables may hold text that is no UTF-8, which no message takes.
+    texts = (line.encode("utf-8", "replace").decode() for line in lines)
+    return dict(zip(ids, texts, strict=True))
 
 
 def _fit(name: str, column: Column, rows: int) -> Column:

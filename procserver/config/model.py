@@ -106,14 +106,13 @@ class ModelConfig:
         "A slower request is logged with the time of each stage.",
         default=200.0,
         unit="ms",
-        pending=True,
     )
     save_long_request: bool = setting(
         "save_long_request",
         Boolean(),
-        "Save slow requests below `torch_req`.",
+        "Save slow requests in `torch_req` in the model directory, or in the state "
+        "directory where that cannot be written.",
         default=False,
-        pending=True,
     )
     save_req: bool = setting(
         "save_req",
@@ -126,7 +125,7 @@ class ModelConfig:
         "request_log_path",
         Text(name="path"),
         "Folder for requests of debug level 100 and their features.",
-        pending=True,
+        shown_default="`request_log` in the state directory",
     )
     background_feature_thread_num: int = setting(
         "background_feature_thread_num",
@@ -134,7 +133,6 @@ class ModelConfig:
         "Threads that write the request log, in the whole service.",
         default=4,
         unit="threads",
-        pending=True,
     )
     inter_op_parallelism_threads: int | None = setting(
         "inter_op_parallelism_threads",

@@ -8,6 +8,7 @@ an operator: a fork after a parallel operator hangs in the child.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -24,7 +25,7 @@ from procserver.errors import ServiceError
 from procserver.lifecycle.deaths import OomKills
 from procserver.lifecycle.process import run_in_child
 from procserver.lifecycle.refresher import Refresher
-from procserver.lifecycle.reports import Message, Reports
+from procserver.lifecycle.reports import Reports
 from procserver.lifecycle.settings import Settings, service_settings
 from procserver.lifecycle.weights import EVENT as WEIGHTS
 from procserver.lifecycle.weights import Weights
@@ -43,6 +44,8 @@ class Master:
 
     settings: Settings
     weights: Weights
+    # The age of the worker that introduces the weights.
+    canary: int | None = None
     refresher: Refresher | None = None
     control_name: str | None = None
     has_been_ready: bool = False
@@ -133,6 +136,10 @@ def _import_for_workers() -> None:
     # NOTE: OpenMP reads this once, at import; workers set their own number.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     importlib.import_module("procserver.lifecycle.service")
+    # PERF: a collection writes to every object that it looks at. What was
+    # imported is left out, or each worker would soon have pages of its own for it.
+    gc.collect()
+    gc.freeze()
 
 
 def _halt_once(server: Any) -> None:
@@ -191,7 +198,7 @@ def _await_canary(server: Any) -> None:
     server.wakeup()
     end = time.monotonic() + TURN_S
     while not state.weights.settled and time.monotonic() < end:
-        reports = state.reports.get(state.weights.canary or 0)
+        reports = state.reports.get(state.canary or 0)
         if server.SIG_QUEUE.qsize() > 1:
             return
         # Nobody's pipe: the canary is dead, and SIGCHLD on its way.
@@ -204,7 +211,6 @@ def supervise(server: Any) -> None:
     """Reads what children report and restarts the refresher if it died."""
     state = master()
     _note_reports()
-    metrics.WORKERS_READY.set(len(state.ready))
     if not state.has_been_ready and len(state.ready) >= server.num_workers:
         state.has_been_ready = True
         server.log.info(
@@ -223,19 +229,15 @@ def _note_reports() -> None:
     for age, reports in list(state.reports.items()):
         reports.in_master()
         for message in reports.poll():
-            _note(state, age, message)
+            if message["event"] == "ready":
+                state.ready.add(age)
+            elif message["event"] == "leaving":
+                state.leaving.add(age)
+            elif message["event"] == WEIGHTS:
+                state.weights.note(message)
         if reports.closed:
             del state.reports[age]
-
-
-def _note(state: Master, age: int, message: Message) -> None:
-    """What a worker reports."""
-    if message["event"] == "ready":
-        state.ready.add(age)
-    elif message["event"] == "leaving":
-        state.leaving.add(age)
-    elif message["event"] == WEIGHTS:
-        state.weights.note(message)
+    metrics.WORKERS_READY.set(len(state.ready))
 
 
 def pre_fork(server: Any, worker: Any) -> None:
@@ -248,7 +250,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     worker.workers = server.num_workers
     worker.reports = Reports.open()
     if not state.weights.settled:
-        state.weights.canary = worker.age
+        state.canary = worker.age
     state.slots[worker.age] = worker.slot
     state.reports[worker.age] = worker.reports
     metrics.WORKER_STARTS.add()
@@ -261,17 +263,14 @@ def child_exit(server: Any, worker: Any) -> None:
         nothing that another worker could do better
     """
     state, age = master(), worker.age
-    worker.reports.in_master()
-    for message in worker.reports.poll():
-        _note(state, age, message)
+    _note_reports()
     metrics.WORKER_DEATHS.add(
         1,
         state.oom_kills.cause(
             was_ready=age in state.ready, said_so=age in state.leaving
         ),
     )
-    weights = state.weights
-    if age == weights.canary and not weights.settled and not state.halting:
+    if age == state.canary and not state.weights.settled and not state.halting:
         raise HaltServer(
             "the first worker died while it loaded the model", EXIT_CANARY_DIED
         )

@@ -4,64 +4,53 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from procserver.app import Service
 from procserver.config import ServiceConfig
-from procserver.errors import ModelError, RequestError
+from procserver.errors import ModelError, ProcserverError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
 from procserver.model.loading import LoadedModel
 from procserver.model.package import ModelPackage, open_served
 from procserver.model.runner import Batching, ModelRunner
-from procserver.model.shared import Probe
 from procserver.model.transfer import open_device
 from procserver.observe import metrics
+from procserver.observe.reqlog import RequestLog, open_logs
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
 
 log = logging.getLogger("procserver.lifecycle")
 
 WARM_UP_ROUNDS = 5
-PROBE_ROWS = 8
 WARM_UP_SUFFIXES = (".bin", ".pb")
-
-
-class ModelSource(Protocol):
-    """How a worker comes by its model: loaded, or attached to shared weights."""
-
-    def __call__(
-        self, package: ModelPackage, device: str, probe: Probe, /
-    ) -> LoadedModel: ...
 
 
 def build_service(
     service: ServiceConfig,
     control_name: str | None,
     device: str,
-    obtain: ModelSource,
+    obtain: Callable[[ModelPackage, str], LoadedModel],
+    *,
+    workers: int = 1,
     on_device_lost: Callable[[], None] = lambda: None,
 ) -> Service:
     """Loads everything that one worker needs and warms it up.
 
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
-    :param obtain: gives the model of a package
+    :param obtain: gives the model of a package, for a device
+    :param workers: how many share what is configured for the service
     :param on_device_lost: called when the GPU fails for good
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
     open_device(device)
+    logs = open_logs(service, workers)
     package = open_served(service)
     for notice in package.notices:
         log.info("model: %s", notice)
-    fg = _generator(service, package)
-    model = obtain(package, device, _probe(package, fg))
-    metrics.MODEL.set(package.version, "shared" if model.shared else "own")
-    metrics.MODEL_BYTES.set(package.script.stat().st_size)
+    model = obtain(package, device)
     runner = ModelRunner(
         model,
         device=device,
@@ -70,7 +59,8 @@ def build_service(
         plain_no_grad=service.envs.no_grad_guard,
         on_device_lost=on_device_lost,
     )
-    pipeline = _pipeline(service, fg, control_name, runner)
+    request_log = logs.requests if service.allow_debug else None
+    pipeline = _pipeline(service, package, control_name, runner, request_log)
     started = time.monotonic()
     pipeline.warm_up()
     _replay(pipeline, service.warm_up_data_path)
@@ -84,44 +74,26 @@ def build_service(
         pipeline=pipeline,
         auth=Authenticator(token),
         max_body_bytes=service.host.max_body_bytes,
+        logs=logs,
     )
-
-
-def _generator(
-    service: ServiceConfig, package: ModelPackage
-) -> FeatureGenerator | None:
-    if service.model.fg_mode == "bypass":
-        return None
-    if package.fg_json is None:
-        raise ModelError(f"fg_mode is normal, but {package.directory} holds no fg.json")
-    return FeatureGenerator(
-        package.fg_json,
-        threads=service.model.fg_threads,
-        farm_hash=service.envs.farm_hash,
-    )
-
-
-def _probe(package: ModelPackage, fg: FeatureGenerator | None) -> Probe:
-    """Scores of a batch of defaults, by which two copies of a model are compared."""
-
-    def probe(model: LoadedModel) -> Mapping[str, np.ndarray]:
-        if fg is None:
-            # Nobody knows what it takes before the first request.
-            raise ModelError("a model without features does not say what it takes")
-        tile = package.input_tile != 0
-        return ModelRunner(model).run(fg.generate({}, {}, {}, PROBE_ROWS, tile=tile))
-
-    return probe
 
 
 def _pipeline(
     service: ServiceConfig,
-    fg: FeatureGenerator | None,
+    package: ModelPackage,
     control_name: str | None,
     runner: ModelRunner,
+    request_log: RequestLog | None,
 ) -> Pipeline:
-    if fg is None:
-        return BypassPipeline(runner)
+    if service.model.fg_mode == "bypass":
+        return BypassPipeline(runner, request_log=request_log)
+    if package.fg_json is None:
+        raise ModelError(f"fg_mode is normal, but {package.directory} holds no fg.json")
+    fg = FeatureGenerator(
+        package.fg_json,
+        threads=service.model.fg_threads,
+        farm_hash=service.envs.farm_hash,
+    )
     cache = None
     if control_name is not None:
         cache = CacheReader(control_name, digest=fg.digest)
@@ -137,6 +109,7 @@ def _pipeline(
         cache,
         item_empty_score=service.model.item_empty_score,
         max_items=service.host.max_items,
+        request_log=request_log,
     )
 
 
@@ -169,6 +142,6 @@ def _replay(pipeline: Pipeline, path: Path | None) -> None:
             for _ in range(WARM_UP_ROUNDS):
                 pipeline.predict(body)
             metrics.WARM_UP.add(1, "replayed")
-        except RequestError as error:
+        except ProcserverError as error:
             metrics.WARM_UP.add(1, "failed")
             log.warning("warm-up request %s failed: %s", file.name, error)

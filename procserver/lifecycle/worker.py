@@ -17,11 +17,11 @@ from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.process import die_with_parent, keep_memory
 from procserver.lifecycle.reports import Reporter, Reports
 from procserver.observe import metrics
+from procserver.observe.reqlog import Logs
 
 if TYPE_CHECKING:
     from procserver.model.loading import LoadedModel
     from procserver.model.package import ModelPackage
-    from procserver.model.shared import Probe
 
 Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -29,6 +29,8 @@ Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 # "start another one".
 EXIT_HALT_SERVICE = 3
 EXIT_RESTART_WORKER = 1
+# How long a worker that ends goes on writing the request log.
+LOG_SECONDS = 2.0
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -40,6 +42,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     reports: Reports
     reporter: Reporter
     forked: float
+    logs: Logs | None = None
 
     def get_thread_pool(self) -> futures.ThreadPoolExecutor:
         return futures.ThreadPoolExecutor(
@@ -66,10 +69,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.log.error("worker %s gives way to a new one", self.pid)
         self.handle_exit(None, None)
 
-    def _obtain_model(
-        self, package: ModelPackage, device: str, probe: Probe
-    ) -> LoadedModel:
-        return master().weights.obtain(package, device, probe, self.age, self.reporter)
+    def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
+        state = master()
+        model = state.weights.obtain(
+            package,
+            device,
+            is_canary=self.age == state.canary,
+            report=self.reporter.send,
+            farm_hash=state.service.envs.farm_hash,
+        )
+        metrics.MODEL.set(package.version, "shared" if model.shared else "own")
+        metrics.MODEL_BYTES.set(package.script.stat().st_size)
+        return model
 
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""
@@ -88,7 +99,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 devices[self.slot % len(devices)],
                 self._obtain_model,
                 on_device_lost=self.retire,
+                workers=self.workers,
             )
+            self.logs = service.logs
             self.wsgi = _honour_close(create_app(service))
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
@@ -149,4 +162,6 @@ def post_worker_init(worker: Worker) -> None:
 
 def worker_exit(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, last of all, unless a signal killed it."""
+    if worker.logs is not None:
+        worker.logs.close(LOG_SECONDS)
     worker.reporter.send("leaving")

@@ -54,31 +54,29 @@ def load(package: ModelPackage, *, device: str = "cpu") -> LoadedModel:
 
 
 def read_script(
-    package: ModelPackage,
-    device: torch.device,
-    skeleton: IO[bytes] | None = None,
+    package: ModelPackage, device: torch.device, archive: IO[bytes] | None = None
 ) -> torch.jit.ScriptModule:
-    """A TorchScript archive in evaluation mode, with the operators that it calls.
+    """The package's script in evaluation mode.
 
-    :param skeleton: read this instead of the package's script
+    :param archive: another archive of the same script, to be read instead
     :raises ModelError: if it is damaged or uses operators that are not here
     """
     load_operators(package.script)
-    name = package.script.name
-    file = str(package.script) if skeleton is None else skeleton
     try:
         module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
-            file, map_location=device
+            archive or str(package.script), map_location=device
         )
     except (RuntimeError, ValueError) as error:
         text = str(error)
         operator = re.search(r"Unknown builtin op: (\w+)::", text)
         if operator:
             raise ModelError(
-                f"{name} uses operators of the library "
+                f"{package.script.name} uses operators of the library "
                 f"{operator.group(1)!r}, which is not loaded"
             ) from error
         first = text.strip().splitlines()[0] if text.strip() else "unreadable"
-        raise ModelError(f"{name} is not a TorchScript archive: {first}") from error
+        raise ModelError(
+            f"{package.script.name} is not a TorchScript archive: {first}"
+        ) from error
     module.eval()
     return module

@@ -16,6 +16,7 @@ from test_ranking import build, post
 
 Samples = dict[str, float]
 URL = "/api/predict/rank"
+RECLAIMED = f"reclaimed-{os.getpid()}"
 
 
 def scrape(server: LiveServer) -> Samples:
@@ -132,6 +133,8 @@ def test_the_state_of_cache_and_model_is_told(ranking: LiveServer) -> None:
         "x-model-version"
     ]
     assert f"version={version}" in model
+    assert "weights=shared" in model
+    assert values["shared_weights_bytes{}"] > 0
     assert values["in_flight{process=worker-0}"] == 0
 
 
@@ -172,16 +175,16 @@ def test_counters_survive_their_worker(
 def test_the_segment_of_a_killed_master_goes_with_the_next_start(
     tmp_path, launch: Callable[..., LiveServer]
 ) -> None:
-    config = tiny.write_bypass(tmp_path, "reclaimed")
+    config = tiny.write_bypass(tmp_path, RECLAIMED)
     first = launch(config, workers=1).start()
-    left = segments("reclaimed")
-    assert [name.rpartition(".")[2] for name in left] == ["metrics"]
+    left = segments(RECLAIMED)
+    assert f"procserver.{RECLAIMED}.{first.pid}.metrics" in left
     assert first.process is not None
     first.process.kill()
     first.process.wait()
-    assert segments("reclaimed") == left
+    assert segments(RECLAIMED) == left
     second = launch(config, workers=1).start()
-    assert len(segments("reclaimed")) == 1
-    assert segments("reclaimed") != left
+    assert f"procserver.{RECLAIMED}.{second.pid}.metrics" in segments(RECLAIMED)
+    assert not set(segments(RECLAIMED)) & set(left)
     second.stop()
-    assert segments("reclaimed") == []
+    assert segments(RECLAIMED) == []
