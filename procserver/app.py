@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import falcon
@@ -41,6 +43,7 @@ class Service:
     auth: Authenticator
     max_body_bytes: int
     logs: Logs | None = None
+    loaded_at: float = field(default_factory=time.time)
 
     def answers_to(self, name: str) -> bool:
         """Whether a URL's service part means us (``group.service`` does too)."""
@@ -54,6 +57,10 @@ def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
     app.add_route("/", predict)
     app.add_route("/api/predict/{name}", predict)
     app.add_sink(predict.on_subpath, r"/api/predict/(?P<name>[^/]+)/")
+    models = Models(service)
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.add_route(path, models)
+        app.add_route(f"{path}/ready", models, suffix="ready")
     app.add_route("/v2/health/live", Live())
     app.add_route("/v2/health/ready", Ready())
     app.add_route("/metrics", Metrics())
@@ -109,11 +116,68 @@ class Predict:
             raise falcon.HTTPMethodNotAllowed(["GET", "POST"])
 
     def _authorize(self, req: falcon.Request, name: str | None) -> None:
-        # The signature covers the path as it was sent, percent-escapes included.
-        target = req.env.get("RAW_URI") or req.relative_uri
-        self._service.auth.check(req.method, target, req.headers)
-        if name is not None and not self._service.answers_to(name):
-            raise NotFound("there is no service of this name here")
+        authorize(self._service, req, name)
+
+
+def authorize(service: Service, req: falcon.Request, name: str | None) -> None:
+    """Whether the client may ask, and us.
+
+    :raises Unauthorized: without the token or a signature
+    :raises NotFound: if ``name`` is another service's
+    """
+    # The signature covers the path as it was sent, percent-escapes included.
+    target = req.env.get("RAW_URI") or req.relative_uri
+    service.auth.check(req.method, target, req.headers)
+    if name is not None and not service.answers_to(name):
+        raise NotFound("there is no service of this name here")
+
+
+class Models:
+    """The model and its version, in the shape of the KServe v2 protocol."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        name: str,
+        version: str | None = None,
+    ) -> None:
+        self._find(req, name, version)
+        service = self._service
+        loaded = datetime.fromtimestamp(service.loaded_at, UTC)
+        self._answer(
+            resp,
+            {
+                "name": service.name,
+                "versions": [service.model_version],
+                **service.pipeline.describe_model(),
+                "loaded_at": loaded.isoformat(timespec="seconds"),
+            },
+        )
+
+    def on_get_ready(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        name: str,
+        version: str | None = None,
+    ) -> None:
+        self._find(req, name, version)
+        # A worker that listens has loaded and warmed up.
+        self._answer(resp, {"name": self._service.name, "ready": True})
+
+    def _find(self, req: falcon.Request, name: str, version: str | None) -> None:
+        authorize(self._service, req, name)
+        if version not in (None, self._service.model_version):
+            raise NotFound("there is no model of this version here")
+
+    def _answer(self, resp: falcon.Response, media: dict[str, object]) -> None:
+        resp.content_type = falcon.MEDIA_JSON
+        resp.media = media
+        resp.set_header("X-Model-Version", self._service.model_version)
 
 
 class Observer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,7 @@ from procserver.fg.pregenerated import Pregenerated
 from procserver.fg.split import Part
 from procserver.itemcache.reader import CacheReader, Generation
 from procserver.model.runner import ModelRunner
+from procserver.model.signature import PLATFORM, Signature, facts, signature
 from procserver.observe.reqlog import RequestLog
 from procserver.observe.trace import DECODE, ENCODE, GATHER, GENERATE, RUN, Trace
 from procserver.wire import torch as torch_wire
@@ -86,6 +88,9 @@ class Pipeline(Protocol):
 
     def describe(self) -> dict[str, object]:
         """Inputs and outputs of the service, for ``GET``."""
+
+    def describe_model(self) -> dict[str, object]:
+        """The model behind the service, for ``/v2/models``."""
 
 
 class RankingPipeline:
@@ -333,6 +338,13 @@ class RankingPipeline:
             "outputs": list(self._runner.output_names),
         }
 
+    def describe_model(self) -> dict[str, object]:
+        return _model(self._runner, self._model_inputs)
+
+    @cached_property
+    def _model_inputs(self) -> Signature:
+        return signature(self._fg.generate({}, {}, {}, 1, tile=self._tile))
+
 
 def open_pregenerated(
     fg: FeatureGenerator, generation: Generation
@@ -411,6 +423,20 @@ class BypassPipeline:
             "inputs": "named tensors" if self._runner.takes_dict else "positional",
             "outputs": list(self._runner.output_names),
         }
+
+    def describe_model(self) -> dict[str, object]:
+        # A bare model does not say which named tensors it reads.
+        names = () if self._runner.takes_dict else self._runner.argument_names
+        return _model(self._runner, signature({}, names))
+
+
+def _model(runner: ModelRunner, inputs: Signature) -> dict[str, object]:
+    return {
+        "platform": PLATFORM,
+        "inputs": inputs,
+        "outputs": signature(runner.empty_outputs, runner.output_names),
+        **facts(runner.package, shared=runner.shared),
+    }
 
 
 def _by_item(request: TorchRecRequest, lines: list[str]) -> dict[str, str]:

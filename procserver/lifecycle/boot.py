@@ -29,6 +29,7 @@ from procserver.lifecycle.reports import Reports
 from procserver.lifecycle.settings import Settings, service_settings
 from procserver.lifecycle.weights import EVENT as WEIGHTS
 from procserver.lifecycle.weights import Weights
+from procserver.model.package import ModelPackage, open_served
 from procserver.observe import metrics
 from procserver.shm import reclaim
 
@@ -46,6 +47,7 @@ class Master:
     weights: Weights
     # The age of the worker that introduces the weights.
     canary: int | None = None
+    served: ModelPackage | None = None
     refresher: Refresher | None = None
     control_name: str | None = None
     has_been_ready: bool = False
@@ -62,6 +64,12 @@ class Master:
     @property
     def service(self) -> ServiceConfig:
         return self.settings.service
+
+    @property
+    def package(self) -> ModelPackage:
+        """The model version that every worker serves, whatever is published since."""
+        assert self.served is not None
+        return self.served
 
 
 _master: Master | None = None
@@ -99,12 +107,13 @@ def on_starting(server: Any) -> None:
             )
         if service.copies:
             run_in_child(lambda: _fetch_copies(service))
+        state.served = _find_model(server, service)
         removed = reclaim()
         if removed:
             server.log.info("removed %d shared segments of dead owners", removed)
         metrics.create(service.name, server.cfg.workers)
         if service.item_source is not None:
-            state.refresher = Refresher(service, service.item_source)
+            state.refresher = Refresher(service, service.item_source, state.package)
             state.control_name = state.refresher.control_name
             state.refresher.start([])
         _import_for_workers()
@@ -116,6 +125,18 @@ def on_starting(server: Any) -> None:
         raise SystemExit(EXIT_NOT_STARTED) from error
     _halt_once(server)
     _call_on_each_turn(server)
+
+
+def _find_model(server: Any, service: ServiceConfig) -> ModelPackage:
+    """Looks at files only; the canary verifies and loads them.
+
+    :raises ModelError: if there is no model that can be served
+    """
+    package = open_served(service)
+    server.log.info("model: %s, version %s", package.kind.value, package.version)
+    for notice in package.notices:
+        server.log.info("model: %s", notice)
+    return package
 
 
 def _fetch_copies(service: ServiceConfig) -> None:

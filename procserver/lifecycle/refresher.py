@@ -21,6 +21,7 @@ from procserver.errors import ProcserverError, SourceError
 from procserver.itemcache.control import ControlSegment
 from procserver.lifecycle.process import Closable, close_sockets, die_with_parent
 from procserver.lifecycle.reports import Message, Reporter, Reports
+from procserver.model.package import ModelPackage
 from procserver.observe import metrics
 
 log = logging.getLogger("procserver.lifecycle")
@@ -32,8 +33,11 @@ LONGEST_PAUSE = 30.0
 class Refresher:
     """Owns the control segment and the child that writes generations."""
 
-    def __init__(self, service: ServiceConfig, source: SourceConfig) -> None:
+    def __init__(
+        self, service: ServiceConfig, source: SourceConfig, package: ModelPackage
+    ) -> None:
         self._service = service
+        self._package = package
         self._source = source
         self._control = ControlSegment.create(service.name)
         self.control_name = self._control.name
@@ -56,6 +60,7 @@ class Refresher:
                 os.close(self._commands)
                 _run_child(
                     self._service,
+                    self._package,
                     self._source,
                     self._control,
                     reports.in_child(),
@@ -173,6 +178,7 @@ def _without_credentials(text: str) -> str:
 
 def _run_child(
     service: ServiceConfig,
+    package: ModelPackage,
     source: SourceConfig,
     control: ControlSegment,
     reporter: Reporter,
@@ -199,7 +205,7 @@ def _run_child(
             reporter.send("failed", reason=_without_credentials(str(outcome)))
 
     try:
-        maker = open_maker(service)
+        maker = open_maker(service, package)
     except ProcserverError as error:
         # The workers will refuse this export themselves, if need be.
         maker = None

@@ -12,8 +12,9 @@ from procserver.config import ServiceConfig
 from procserver.errors import ModelError, ProcserverError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
+from procserver.model.integrity import total_bytes
 from procserver.model.loading import LoadedModel
-from procserver.model.package import ModelPackage, open_served
+from procserver.model.package import ModelPackage
 from procserver.model.runner import Batching, ModelRunner
 from procserver.model.transfer import open_device
 from procserver.observe import metrics
@@ -29,6 +30,7 @@ WARM_UP_SUFFIXES = (".bin", ".pb")
 
 def build_service(
     service: ServiceConfig,
+    package: ModelPackage,
     control_name: str | None,
     device: str,
     obtain: Callable[[ModelPackage, str], LoadedModel],
@@ -38,6 +40,7 @@ def build_service(
 ) -> Service:
     """Loads everything that one worker needs and warms it up.
 
+    :param package: the model version that all workers serve
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
     :param obtain: gives the model of a package, for a device
@@ -45,11 +48,8 @@ def build_service(
     :param on_device_lost: called when the GPU fails for good
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
-    open_device(device)
     logs = open_logs(service, workers)
-    package = open_served(service)
-    for notice in package.notices:
-        log.info("model: %s", notice)
+    open_device(device)
     model = obtain(package, device)
     runner = ModelRunner(
         model,
@@ -67,6 +67,8 @@ def build_service(
     if runner.lost:
         raise ModelError(f"device {device} failed during the warm-up")
     log.info("warmed up in %.2f s", time.monotonic() - started)
+    metrics.MODEL.set(package.version, str(pipeline.describe_model()["weights"]))
+    metrics.MODEL_BYTES.set(total_bytes(package))
     token = service.token.reveal() if service.token is not None else None
     return Service(
         name=service.name,

@@ -71,16 +71,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
         state = master()
-        model = state.weights.obtain(
+        return state.weights.obtain(
             package,
             device,
             is_canary=self.age == state.canary,
             report=self.reporter.send,
             farm_hash=state.service.envs.farm_hash,
         )
-        metrics.MODEL.set(package.version, "shared" if model.shared else "own")
-        metrics.MODEL_BYTES.set(package.script.stat().st_size)
-        return model
 
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""
@@ -95,6 +92,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             devices = state.service.host.device
             service = build_service(
                 state.service,
+                state.package,
                 state.control_name,
                 devices[self.slot % len(devices)],
                 self._obtain_model,

@@ -17,6 +17,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from procserver.errors import ModelError
@@ -92,6 +93,15 @@ def files_of(package: ModelPackage) -> set[Path]:
         wanted.append(package.base / FG_JSON)
         wanted += _assets(package.fg_json)
     return files | {file for file in wanted if file.is_file()}
+
+
+def total_bytes(package: ModelPackage) -> int:
+    """The size of those files; what is gone meanwhile does not count."""
+    total = 0
+    for file in files_of(package):
+        with suppress(OSError):
+            total += file.stat().st_size
+    return total
 
 
 def check_archive(file: Path) -> None:
@@ -227,6 +237,8 @@ def _assets(fg_json: Path) -> Iterator[Path]:
         elif isinstance(value, list):
             queue += value
         elif isinstance(value, str) and 0 < len(value) < 256 and "\0" not in value:
-            file = fg_json.parent / value
-            if ".." not in file.parts and file.is_file():
+            # FG looks for absolute names of another machine beside fg.json, too.
+            name = Path(value)
+            file = fg_json.parent / (name.name if name.is_absolute() else name)
+            if ".." not in name.parts and file.is_file():
                 yield file

@@ -61,7 +61,10 @@ def read_script(
     :param archive: another archive of the same script, to be read instead
     :raises ModelError: if it is damaged or uses operators that are not here
     """
-    load_operators(package.script)
+    name = package.script.name
+    load_operators(name, package.script if archive is None else archive)
+    if archive is not None:
+        archive.seek(0)
     try:
         module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
             archive or str(package.script), map_location=device

@@ -14,6 +14,7 @@ import logging
 import re
 import zipfile
 from pathlib import Path
+from typing import IO
 
 from procserver.errors import ModelError
 
@@ -36,16 +37,17 @@ _CHUNK = 1 << 20
 _LONGEST_NAME = 256
 
 
-def load_operators(script: Path) -> None:
-    """Makes the operators callable that ``script`` needs.
+def load_operators(name: str, archive: Path | IO[bytes]) -> None:
+    """Makes the operators callable that a script needs.
 
+    :param name: of the script, for messages
     :raises ModelError: if their library is not installed or does not fit torch
     """
-    if FBGEMM not in operator_libraries(script):
+    if FBGEMM not in operator_libraries(archive):
         return
     folder = _fbgemm_folder()
     if folder is None:
-        raise ModelError(_missing(script))
+        raise ModelError(_missing(name))
     import torch  # Here, so that `procserver check` does not wait for it.
 
     try:
@@ -53,7 +55,7 @@ def load_operators(script: Path) -> None:
     except (OSError, RuntimeError) as error:
         log.debug("loading fbgemm: %s", error)
         raise ModelError(
-            f"{script.name} uses fbgemm operators, and the installed fbgemm "
+            f"{name} uses fbgemm operators, and the installed fbgemm "
             f"{_fbgemm_version()} does not work with torch {torch.__version__}; the "
             f"version that does comes with: {EXTRA}"
         ) from error
@@ -62,12 +64,12 @@ def load_operators(script: Path) -> None:
 def missing_extra(script: Path) -> str | None:
     """One sentence if ``script`` needs operators that are not installed."""
     if FBGEMM in operator_libraries(script) and _fbgemm_folder() is None:
-        return _missing(script)
+        return _missing(script.name)
     return None
 
 
-def operator_libraries(script: Path) -> set[str]:
-    """Libraries whose operators or classes the code of ``script`` names.
+def operator_libraries(script: Path | IO[bytes]) -> set[str]:
+    """Libraries whose operators or classes the code of an archive names.
 
     Only the code inside the archive is read, not the weights. An archive that
     cannot be read names none: whoever loads it says why.
@@ -79,7 +81,7 @@ def operator_libraries(script: Path) -> set[str]:
                 if "/code/" in entry.filename and entry.filename.endswith(".py"):
                     found |= _names_in(archive, entry)
     except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile):
-        log.debug("the operators of %s are unknown", script.name, exc_info=True)
+        log.debug("the operators of %s are unknown", script, exc_info=True)
     return found
 
 
@@ -95,9 +97,9 @@ def _names_in(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> set[str]:
     return found
 
 
-def _missing(script: Path) -> str:
+def _missing(name: str) -> str:
     return (
-        f"{script.name} uses fbgemm operators, which are not installed; "
+        f"{name} uses fbgemm operators, which are not installed; "
         f"install them with: {EXTRA}"
     )
 

@@ -18,7 +18,7 @@ from procserver.model.contract import Kind, check_ragged
 from procserver.model.failures import device_lost, explain, is_device_lost
 from procserver.model.loading import LoadedModel
 from procserver.model.merging import Proofs, split
-from procserver.model.sparse import SparseEmbeddings
+from procserver.model.sparse import SparseEmbeddings, names_read
 from procserver.model.transfer import Tensors, Transfer, open_device
 from procserver.observe.metrics import BATCHED_REQUESTS, BATCHES, NAN_SCORES
 
@@ -80,19 +80,21 @@ class ModelRunner:
         on_device_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.package = model.package
+        self.shared = model.shared
         self.device = open_device(device)
         self._filter = tuple(outputs)
         self._module = model.module
         self._sparse = (
             None
             if model.package.sparse is None
-            else SparseEmbeddings(model.package, model.tables)
+            else SparseEmbeddings(model.package, model.tables, names_read(model.module))
         )
         arguments = _arguments(self._module)
         self.takes_dict = bool(arguments) and "Dict" in arguments[0][1]
         self.takes_device = len(arguments) > 1 and arguments[1][1] == "Device"
         self.required = sum(1 for _, _, has_default in arguments if not has_default)
         self.accepted = len(arguments)
+        self.argument_names = tuple(name for name, _, _ in arguments)
         self.output_names: tuple[str, ...] = ()
         self.empty_outputs: dict[str, np.ndarray] = {}
         self._transfer = Transfer(self.device)
@@ -148,13 +150,13 @@ class ModelRunner:
             )
         given = {name: array for name, (_, array) in tensors.items()}
         check_ragged(given)
+        joined = given if self._sparse is None else self._sparse.join(given)
         batch = {
-            name: _tensor(dtype, array) for name, (dtype, array) in tensors.items()
+            name: _tensor(tensors[name][0], array)
+            if given.get(name) is array
+            else torch.from_numpy(array)
+            for name, array in joined.items()
         }
-        if self._sparse is not None:
-            for name, array in self._sparse.join(given).items():
-                if given.get(name) is not array:
-                    batch[name] = torch.from_numpy(array)
         return self._queued(batch, from_client=True)
 
     def run_positional(

@@ -12,10 +12,11 @@ where the rows of user-side tensors are one: the script tiles them itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from cython_ext.model_embedding import Lookups, Table, row_lengths
 from procserver.errors import BadTensor, ModelError
@@ -24,6 +25,8 @@ from procserver.model.package import ModelPackage
 from procserver.model.tables import SLOTS
 
 SEQUENCES = "sequence__ec"
+# What a feature of ids consists of.
+PARTS = ("values", "lengths", "key_lengths", "weights")
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,17 @@ class SparseEmbeddings:
 
     :param package: an export with ``sparse`` files
     :param tables: what ``read_tables`` gave, or views of it in shared memory
+    :param read: the tensors that the script reads, if that is known; ids and their
+        lengths that are not among them end here
     :raises ModelError: if the JSON files and the tables do not fit together
     """
 
-    def __init__(self, package: ModelPackage, tables: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        package: ModelPackage,
+        tables: Mapping[str, np.ndarray],
+        read: Collection[str] | None = None,
+    ) -> None:
         if package.sparse is None:
             raise ModelError("this export has no sparse tables")
         self._files = package.sparse
@@ -75,6 +85,8 @@ class SparseEmbeddings:
         self._lookups = Lookups(*zip(*self._plan, strict=True)) if self._plan else None
         self._names = tuple(name for name, *_ in self._plan)
         self.features = tuple(dict.fromkeys(self._names))
+        looked_up = {f"{name}.{part}" for name in self.features for part in PARTS}
+        self._unread = looked_up.difference(looked_up if read is None else read)
 
     def join(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The tensors together with the embeddings of their ids.
@@ -82,7 +94,9 @@ class SparseEmbeddings:
         :raises BadTensor: if a feature's tensors are missing or do not fit each
             other, or if an id is outside of its table
         """
-        joined = dict(tensors)
+        joined = {
+            name: array for name, array in tensors.items() if name not in self._unread
+        }
         values: dict[str, np.ndarray] = {}
         lengths: dict[str, np.ndarray] = {}
         for feature in self.features:
@@ -163,6 +177,27 @@ class SparseEmbeddings:
         if name not in self._tables:
             self._tables[name] = Table(tables[name], tables.get(name + SLOTS))
         return self._tables[name], str(described.get("pooling"))
+
+
+def names_read(module: torch.jit.ScriptModule) -> frozenset[str] | None:
+    """The tensors that a script takes from its batch; None: they cannot be told.
+
+    PERF: a tensor that nobody reads need not become torch's, nor go to a device.
+    """
+    arguments = list(module.inlined_graph.inputs())
+    if len(arguments) < 2:
+        return None
+    names = set()
+    # The first argument is the module itself.
+    for use in arguments[1].uses():
+        operands = list(use.user.inputs())
+        if use.user.kind() not in ("aten::__getitem__", "aten::__contains__"):
+            return None
+        key = operands[1].node()
+        if key.kind() != "prim::Constant":
+            return None
+        names.add(key.s("value"))
+    return frozenset(names)
 
 
 def _given(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:

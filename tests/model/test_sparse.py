@@ -8,18 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import exports
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reference"))
 
 import sparse_export as made
 
+from procserver import shm
 from procserver.errors import BadTensor, ModelError
 from procserver.model.loading import load
 from procserver.model.package import open_package
 from procserver.model.runner import ModelRunner
-from procserver.model.sparse import SparseEmbeddings
+from procserver.model.shared import attach, publish
+from procserver.model.sparse import SparseEmbeddings, names_read
 from procserver.model.tables import SLOTS, read_tables
 
 FORMS = ["float32", "float16", "int8"]
@@ -85,24 +89,24 @@ def test_several_shards_are_one_table(tmp_path: Path) -> None:
             assert type(table) is np.ndarray
 
 
-def test_views_elsewhere_serve_like_the_tables_themselves(tmp_path: Path) -> None:
-    package = open_package(made.write_export(tmp_path / "export", "int8"))
-    tables = read_tables(package)
-    assert f"{made.SHOP}{SLOTS}" in tables
-    block = np.zeros(sum(t.nbytes + 64 for t in tables.values()), np.uint8)
-    moved, at = {}, 0
-    for name, table in tables.items():
-        room = block[at : at + table.nbytes]
-        room[:] = table.reshape(-1).view(np.uint8)
-        view = room.view(table.dtype).reshape(table.shape)
-        view.flags.writeable = False
-        moved[name] = view
-        at += (table.nbytes + 63) // 64 * 64
+@pytest.mark.parametrize("form", FORMS)
+def test_shared_tables_give_the_same_scores(tmp_path: Path, form: str) -> None:
+    package = open_package(made.write_export(tmp_path / "export", form))
+    own = load(package)
+    assert f"{made.SHOP}{SLOTS}" in own.tables
+    name = shm.segment_name("sparse-tables", shm.this_process(), "weights-1")
+    publish(own, name, shm.this_process())
+    try:
+        attached = attach(package, name)
+    finally:
+        shm.unlink(name)
+    for table in attached.tables.values():
+        assert not table.flags.owndata
     tensors = made.request_tensors(9)
-    expected = SparseEmbeddings(package, tables).join(tensors)
-    ours = SparseEmbeddings(package, moved).join(tensors)
-    for name, array in expected.items():
-        assert np.array_equal(ours[name], array), name
+    expected = ModelRunner(own).run(tensors)
+    scores = ModelRunner(attached).run(tensors)
+    for output, array in expected.items():
+        assert np.array_equal(scores[output], array)
 
 
 def test_no_items_and_no_ids(tmp_path: Path) -> None:
@@ -337,6 +341,63 @@ def test_a_table_that_every_rank_wrote_is_taken_once(tmp_path: Path) -> None:
     _npz("sparse_embeddings-01-of-02.npz", lambda c: c.update({TAGS: whole + 1}))(path)
     with pytest.raises(ModelError, match=r"tags_emb.*\[30, 30\] rows"):
         read_tables(open_package(path))
+
+
+class Composing(made.Dense):
+    """Reads the same tensors, one of them by a name that it makes."""
+
+    def forward(
+        self,
+        data: dict[str, torch.Tensor],
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> dict[str, torch.Tensor]:
+        lost = torch.zeros(1)
+        for part in ["lengths", "values"]:
+            lost = data["user_id." + part].float().sum()
+        return {"probs_ctr": data["deep__ebc"].sum(1) + lost}
+
+
+def test_ids_that_the_script_does_not_read_end_here(tmp_path: Path) -> None:
+    package = open_package(made.write_export(tmp_path / "export"))
+    loaded = load(package)
+    read = names_read(loaded.module)
+    assert read is not None
+    ours = SparseEmbeddings(package, loaded.tables, read)
+    tensors = made.request_tensors(3)
+    joined = ours.join(tensors)
+    # Extra ones that are not of looked-up features are left alone.
+    assert read - joined.keys() == set()
+    assert joined.keys() - read == set()
+    assert "clicks__tags.key_lengths" in joined
+    assert "extra" in ours.join({**tensors, "extra": np.zeros(3)})
+
+    composing = torch.jit.script(Composing())
+    assert names_read(composing) is None
+    composing.save(str(package.script))
+    scores = runner(package.base).run(tensors)["probs_ctr"]
+    expected = made.looked_up(tensors, "float32")["deep__ebc"].sum(1)
+    assert np.allclose(scores, expected + tensors["user_id.values"].sum(), atol=1e-5)
+
+
+def test_a_hot_dense_part_reads_the_tables_of_its_base(tmp_path: Path) -> None:
+    path = made.write_export(tmp_path / "export", "int8")
+    folder = exports.hot_version(path / "dense_hot_export", "20261121080000")
+    torch.manual_seed(99)
+    newer = made.Dense().eval()
+    torch.jit.script(newer).save(str(folder / "scripted_model.pt"))
+    # Its groups have another order than those of the base export.
+    meta = dict(made.DENSE_META, deep__ebc=["tags__ebc", "category__ebc"])
+    made.put(folder / "dense_meta.json", meta)
+    exports.publish(path / "dense_hot_export", "20261121080000")
+    tensors = made.request_tensors(6)
+    scores = runner(path).run(tensors)
+    joined = made.looked_up(tensors, "int8")
+    joined["deep__ebc"] = np.roll(joined["deep__ebc"], 6, axis=1)
+    batch = {n: torch.from_numpy(np.asarray(a)) for n, a in joined.items()}
+    with torch.inference_mode():
+        expected = newer(batch)
+    for name, array in scores.items():
+        assert np.allclose(array, expected[name].numpy(), rtol=0, atol=1e-6)
 
 
 def test_other_exports_have_no_tables(tmp_path: Path) -> None:

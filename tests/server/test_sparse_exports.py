@@ -103,6 +103,13 @@ def generated(export: Path, items: list[int], clicks: list[int]) -> dict[str, An
     return {**tensors, "batch_size": np.array(len(items), np.int64)}
 
 
+def test_every_worker_maps_the_same_tables(
+    normal: tuple[LiveServer, str], bypass: LiveServer
+) -> None:
+    for server in (normal[0], bypass):
+        assert server.text().count("attached to shared weights") >= server.workers
+
+
 @pytest.mark.parametrize("count", [1, 2, 50])
 def test_scores_from_features(normal: tuple[LiveServer, str], count: int) -> None:
     server, form = normal
