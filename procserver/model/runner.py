@@ -189,13 +189,18 @@ class ModelRunner:
         return [arrays[index] for index in keep] if keep else arrays
 
     def learn_outputs(self, outputs: Mapping[str, np.ndarray], rows: int) -> None:
-        """Remembers names, dtypes and row shapes from a warm-up answer."""
-        self.output_names = tuple(outputs)
-        self.empty_outputs = {
-            name: np.zeros((0, *array.shape[1:]), dtype=array.dtype)
-            for name, array in outputs.items()
-            if array.ndim and array.shape[0] == rows
-        }
+        """Remembers names, dtypes and row shapes from a warm-up answer.
+
+        One of a single row cannot tell an output by rows from one by request, so it
+        counts only as long as there is no other.
+        """
+        if rows != 1 or not self.output_names:
+            self.output_names = tuple(outputs)
+            self.empty_outputs = {
+                name: np.zeros((0, *array.shape[1:]), dtype=array.dtype)
+                for name, array in outputs.items()
+                if array.ndim and array.shape[0] == rows
+            }
         for name, array in outputs.items():
             if not _is_finite(array):
                 log.warning("warm-up: output %r holds NaN or infinite values", name)

@@ -150,6 +150,8 @@ def test_empty_outputs_are_learnt_from_a_warm_up(tmp_path: Path) -> None:
     assert ours.output_names == ("probs",)
     assert ours.empty_outputs["probs"].shape == (0,)
     assert ours.empty_outputs["probs"].dtype == np.float32
+    ours.learn_outputs({"other": np.zeros((1, 3))}, 1)
+    assert list(ours.empty_outputs) == ["probs"]
 
 
 class Odd(torch.nn.Module):

@@ -14,19 +14,42 @@ import tiny
 import torch
 from live import Answer, LiveServer
 from test_metrics import scrape
-from test_ranking import build, scores
+from test_ranking import build
 from test_ranking import post as post_ranking
 
 from procserver.wire.pb.torch_predict_pb2 import PredictRequest, PredictResponse
+from procserver.wire.pb.torchrec_predict_pb2 import PBResponse
 
 CLIENTS = 8
 RPC = {"worker_threads": 2, "batching": True, "max_batch_size": CLIENTS}
+
+
+class MoreOutputs(torch.nn.Module):
+    """The small ranker with a vector and an integer per item as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranker = tiny.Ranker()
+
+    def forward(
+        self,
+        data: dict[str, torch.Tensor],
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> dict[str, torch.Tensor]:
+        outputs = self.ranker(data, device)
+        both = torch.stack([outputs["probs_ctr"], outputs["probs_cvr"]], 1)
+        outputs["vector"] = both
+        outputs["best"] = both.argmax(1)
+        return outputs
 
 
 @pytest.fixture(scope="module")
 def merging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     folder = tmp_path_factory.mktemp("merging")
     config = tiny.write(folder, "merge", metadata={"rpc": RPC})
+    torch.manual_seed(12)
+    script = torch.jit.script(MoreOutputs().eval())
+    script.save(str(folder / "export" / "scripted_model.pt"))
     server = LiveServer(config, folder / "server.log", workers=1).start()
     yield server
     server.stop()
@@ -76,6 +99,15 @@ def until_merged(server: LiveServer, work: Callable[[], None]) -> float:
         assert time.monotonic() < deadline, server.text()
 
 
+def outputs(answer: Answer) -> dict[str, np.ndarray]:
+    assert answer.status == 200, answer.body
+    found = {}
+    for name, array in PBResponse.FromString(answer.body).map_outputs.items():
+        values = array.int64_val if array.dtype == 9 else array.float_val
+        found[name] = np.array(values).reshape(array.array_shape.dim)
+    return found
+
+
 def test_scores_are_those_of_lone_requests(merging: LiveServer) -> None:
     chance = random.Random(3)
     bodies = [
@@ -86,15 +118,20 @@ def test_scores_are_those_of_lone_requests(merging: LiveServer) -> None:
     ]
     url = "/api/predict/merge"
     bodies += [build([]).SerializeToString(), build(["nobody"]).SerializeToString()]
-    alone = [scores(post_ranking(merging, body, url)) for body in bodies]
-    assert alone[-2]["probs_ctr"].shape == (0,)
+    alone = [outputs(post_ranking(merging, body, url)) for body in bodies]
+    assert {name: array.shape for name, array in alone[-2].items()} == {
+        **{"probs_ctr": (0,), "probs_cvr": (0,), "vector": (0, 2), "best": (0,)}
+    }
+    # What is no score is not overwritten.
     assert alone[-1]["probs_ctr"].tolist() == [-1]
+    assert alone[-1]["vector"].tolist() == [[-1, -1]]
+    assert alone[-1]["best"].tolist() in ([0], [1])
 
     def work() -> None:
         with ThreadPoolExecutor(CLIENTS) as pool:
             answers = pool.map(lambda b: post_ranking(merging, b, url), bodies)
             for answer, expected in zip(answers, alone, strict=True):
-                ours = scores(answer)
+                ours = outputs(answer)
                 assert ours.keys() == expected.keys()
                 for name, array in expected.items():
                     assert np.allclose(ours[name], array, rtol=0, atol=1e-6)
