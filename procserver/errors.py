@@ -15,7 +15,8 @@
         ├── BadRequest              400     bad_request
         │   ├── Undecodable         400     undecodable
         │   ├── BadTensor           400     bad_tensor
-        │   └── BadFeature          400     bad_feature
+        │   ├── BadFeature          400     bad_feature
+        │   └── DebugRefused        400     debug_refused
         ├── Unauthorized            401     unauthorized
         ├── NotFound                404     not_found
         ├── LengthRequired          411     length_required
@@ -111,6 +112,12 @@ class BadFeature(BadRequest):
     """A feature has the wrong type or number of values."""
 
     code = "bad_feature"
+
+
+class DebugRefused(BadRequest):
+    """A debug level that this service does not answer."""
+
+    code = "debug_refused"
 
 
 class Unauthorized(RequestError):

@@ -16,12 +16,26 @@ from typing import Protocol
 import numpy as np
 
 from cython_ext.column import Column, Kind, Shape, shape_of
-from procserver.errors import BadFeature, BadRequest, SourceError, TooLarge
+from procserver.debug import (
+    WHOLE_ITEMS,
+    Inspector,
+    Level,
+    level_of,
+    log_tensors,
+    log_times,
+)
+from procserver.errors import (
+    BadFeature,
+    BadRequest,
+    DebugRefused,
+    SourceError,
+    TooLarge,
+)
 from procserver.fg import FeatureGenerator, SequenceJoin
-from procserver.fg.dump import dump_columns
 from procserver.fg.pregenerated import Pregenerated
 from procserver.fg.split import Part
 from procserver.itemcache.reader import CacheReader, Generation
+from procserver.model.rows import RowRule
 from procserver.model.runner import ModelRunner
 from procserver.model.signature import PLATFORM, Signature, facts, signature
 from procserver.observe.reqlog import RequestLog
@@ -36,10 +50,6 @@ log = logging.getLogger("procserver.pipeline")
 
 Columns = Mapping[str, Column]
 Tensors = Mapping[str, np.ndarray]
-
-# Debug levels: what is saved, and what needs every item column as it was.
-SAVED_LEVEL = 100
-RAW_LEVELS = (1, 2, SAVED_LEVEL, 102)
 
 
 @dataclass(frozen=True)
@@ -112,12 +122,18 @@ class RankingPipeline:
         *,
         item_empty_score: float = 0.0,
         max_items: int = 5000,
+        allow_debug: bool = False,
+        strict_debug_keys: bool = True,
+        pass_through: Mapping[str, str] | None = None,
     ) -> None:
         self._fg = fg
         self._runner = runner
         self._cache = cache
-        self._item_empty_score = item_empty_score
+        self._row_rule = RowRule(item_empty_score)
         self._max_items = max_items
+        self._allow_debug = allow_debug
+        self._inspector = Inspector(fg, strict=strict_debug_keys)
+        self._pass_through = pass_through
         self.request_log: RequestLog | None = None
         self._tile = runner.package.input_tile != 0
         self._item_inputs = tuple(fg.item_inputs)
@@ -136,6 +152,35 @@ class RankingPipeline:
         trace.debug_level = request.debug_level
         trace.request_id = request.meta.get("request_id", "")
         trace.done(DECODE)
+        level = level_of(request.debug_level, allowed=self._allow_debug)
+        self._check(request, level)
+        gathered = self.gather(request)
+        trace.items, trace.missing = gathered.rows, gathered.unknown
+        if level.absent:
+            self._inspector.log_absent(trace, gathered)
+        if level.checked:
+            self._inspector.check_keys(request)
+        trace.done(GATHER)
+        tensors = self.generate(gathered) if gathered.rows else {}
+        if level.checked:
+            self._inspector.check_tensors(tensors, gathered.rows, tile=self._tile)
+        trace.done(GENERATE)
+        outputs: Tensors = {}
+        if level.scores:
+            outputs = self._score(request, gathered, tensors)
+            trace.done(RUN)
+        answer = self._encode(request, level, gathered, tensors, outputs)
+        trace.done(ENCODE)
+        if level.tensors:
+            log_tensors(trace, tensors)
+        if level.saved:
+            self.save(request, body, gathered, tensors)
+        if level.timed:
+            log_times(trace, len(body))
+        return Reply(answer, gathered.generation, gathered.rows, request.debug_level)
+
+    def _check(self, request: TorchRecRequest, level: Level) -> None:
+        """What is refused before any work is done for it."""
         if request.is_empty:
             raise BadRequest(
                 "the request has neither item_ids nor user_features: "
@@ -146,18 +191,32 @@ class RankingPipeline:
                 f"item_ids: {len(request.item_ids)} items, at most "
                 f"{self._max_items} are scored in one request"
             )
-        gathered = self.gather(request)
-        trace.items, trace.missing = gathered.rows, gathered.unknown
-        trace.done(GATHER)
-        tensors = self.generate(gathered) if gathered.rows else {}
-        trace.done(GENERATE)
-        outputs = self._score(gathered, tensors)
-        trace.done(RUN)
-        answer = torchrec_wire.encode(outputs, request.item_ids)
-        trace.done(ENCODE)
-        if request.debug_level == SAVED_LEVEL:
-            self.save(request, body, gathered, tensors)
-        return Reply(answer, gathered.generation, gathered.rows, request.debug_level)
+        if level.recalls:
+            raise DebugRefused(
+                f"debug level {request.debug_level} asks for recall, which this "
+                "service does not do: it scores the items of a request"
+            )
+
+    def _encode(
+        self,
+        request: TorchRecRequest,
+        level: Level,
+        gathered: ItemRows,
+        tensors: Tensors,
+        outputs: Tensors,
+    ) -> bytes:
+        raw, made = None, None
+        if level.raw:
+            raw = self._inspector.raw(request.item_ids, gathered)
+        if level.made:
+            made = self._inspector.made(request.item_ids, gathered, tensors, level.made)
+        return torchrec_wire.encode(
+            outputs,
+            request.item_ids,
+            generate_features=made,
+            raw_features=raw,
+            pass_through=self._pass_through,
+        )
 
     def save(
         self,
@@ -166,49 +225,24 @@ class RankingPipeline:
         gathered: ItemRows,
         tensors: Tensors,
     ) -> None:
-        """Puts the request and its features into the request log, if there is one.
+        """Puts the request and its item-side features into the request log.
 
-        The text is made by the log's own threads.
+        The text is made by the log's own threads; there may be no log.
         """
         if self.request_log is None:
             return
         copy = bytes(body)
         size = len(copy) + sum(tensor.nbytes for tensor in tensors.values())
+        ids, inspector = request.item_ids, self._inspector
         self.request_log.offer(
             request.meta.get("request_id", ""),
             size,
             lambda: encode_log_data(
                 copy,
-                self.raw_features(request, gathered),
-                self.generated_features(request, gathered, tensors),
+                inspector.raw(ids, gathered, ("item", "context")),
+                inspector.made(ids, gathered, tensors, "items"),
             ),
         )
-
-    def raw_features(
-        self, request: TorchRecRequest, gathered: ItemRows
-    ) -> dict[str, str]:
-        """By item id: the item and context columns that FG reads, as text.
-
-        Complete for the debug levels of ``RAW_LEVELS`` only: otherwise columns that
-        nothing is left to be generated from are not gathered.
-        """
-        columns = {
-            **{n: gathered.item[n] for n in self._item_inputs if n in gathered.item},
-            **{
-                n: gathered.context[n]
-                for n in self._fg.context_inputs
-                if n in gathered.context
-            },
-        }
-        return _by_item(request, dump_columns(columns, gathered.rows))
-
-    def generated_features(
-        self, request: TorchRecRequest, gathered: ItemRows, tensors: Tensors
-    ) -> dict[str, str]:
-        """By item id: what FG made, as text; features of the user alone left out."""
-        if not gathered.rows:
-            return {}
-        return _by_item(request, self._fg.dump_items(tensors))
 
     def gather(self, request: TorchRecRequest) -> ItemRows:
         """Joins item features, for the items and for sequences of items.
@@ -237,7 +271,7 @@ class RankingPipeline:
                 found = generation.lookup(request.item_ids)
                 part, ready = self._take_ready(generation, found, request.item)
                 inputs = self._item_inputs
-                if part is not None and request.debug_level not in RAW_LEVELS:
+                if part is not None and request.debug_level not in WHOLE_ITEMS:
                     inputs = part.item_inputs
                 wanted = [
                     name
@@ -292,14 +326,18 @@ class RankingPipeline:
             return max(given)
         return 0 if self._item_inputs or self._fg.context_inputs else 1
 
-    def _score(self, gathered: ItemRows, tensors: Tensors) -> dict[str, np.ndarray]:
+    def _score(
+        self, request: TorchRecRequest, gathered: ItemRows, tensors: Tensors
+    ) -> dict[str, np.ndarray]:
         if gathered.rows == 0:
             return dict(self._runner.empty_outputs)
         outputs = self._runner.run(tensors)
         if not self._runner.output_names:
             self._runner.learn_outputs(outputs, gathered.rows)
+        if len(request.item_ids):
+            outputs = self._row_rule.by_item(outputs, gathered.rows)
         if gathered.missing is not None:
-            return self._with_empty_scores(outputs, gathered.missing)
+            outputs = self._row_rule.with_empty_scores(outputs, gathered.missing)
         return outputs
 
     def generate(self, gathered: ItemRows) -> dict[str, np.ndarray]:
@@ -317,18 +355,6 @@ class RankingPipeline:
         )
         tensors.update(gathered.ready)
         return tensors
-
-    def _with_empty_scores(
-        self, outputs: Mapping[str, np.ndarray], missing: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Puts ``item_empty_score`` into every float output's missing rows."""
-        scored = {}
-        for name, array in outputs.items():
-            if array.dtype.kind == "f" and array.shape[:1] == missing.shape:
-                array = array.copy()
-                array[missing] = self._item_empty_score
-            scored[name] = array
-        return scored
 
     def describe(self) -> dict[str, object]:
         return {
@@ -375,8 +401,9 @@ def open_pregenerated(
 class BypassPipeline:
     """Tensors from the client straight into the model (``fg_mode: bypass``)."""
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, *, allow_debug: bool = False) -> None:
         self._runner = runner
+        self._allow_debug = allow_debug
         self.request_log: RequestLog | None = None
 
     def predict(
@@ -390,14 +417,18 @@ class BypassPipeline:
         request = torch_wire.decode(body)
         trace.debug_level = request.debug_level
         trace.done(DECODE)
+        # Levels that look at features have no meaning without feature generation.
+        level = level_of(request.debug_level, allowed=self._allow_debug)
         outputs = self._run(request)
         trace.done(RUN)
         answer = torch_wire.encode(outputs)
         trace.done(ENCODE)
-        if request.debug_level == SAVED_LEVEL and self.request_log is not None:
+        if level.saved and self.request_log is not None:
             # There are no features and no request id; the body is saved as it is.
             copy = bytes(body)
             self.request_log.offer("", len(copy), lambda: copy)
+        if level.timed:
+            log_times(trace, len(body))
         return Reply(answer, debug_level=request.debug_level)
 
     def _run(
@@ -432,14 +463,6 @@ def _model(runner: ModelRunner, inputs: Signature) -> dict[str, object]:
         "outputs": signature(runner.empty_outputs, runner.output_names),
         **facts(runner.package, shared=runner.shared),
     }
-
-
-def _by_item(request: TorchRecRequest, lines: list[str]) -> dict[str, str]:
-    """Lines by item id; by row number for requests without ids."""
-    ids = request.item_ids.to_pylist() or [str(row) for row in range(len(lines))]
-    # NOTE: item tables may hold text that is no UTF-8, which no message takes.
-    texts = (line.encode("utf-8", "replace").decode() for line in lines)
-    return dict(zip(ids, texts, strict=True))
 
 
 def _fit(name: str, column: Column, rows: int) -> Column:

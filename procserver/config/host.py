@@ -1,10 +1,11 @@
 """``procserver``: our own settings, about this machine."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from procserver.config.kinds import Boolean, Devices, Integer, Number, Text
+from procserver.config.kinds import Boolean, Devices, Integer, Number, Text, Texts
 from procserver.config.settings import setting
 
 
@@ -54,6 +55,21 @@ class HostConfig:
         Boolean(),
         "Answer debug levels, which show features of people.",
         shown_default="on when a token is set",
+    )
+    strict_debug_keys: bool = setting(
+        "strict_debug_keys",
+        Boolean(),
+        "Refuse a request of debug level 1, 2, 3 or 904 that has a feature which "
+        "`fg.json` does not read. `false`, for engines that send all they know: such "
+        "features are named in the log.",
+        default=True,
+    )
+    pass_through_data: Mapping[str, str] | None = setting(
+        "pass_through_data",
+        Texts(),
+        "Texts that every answer of `fg_mode` `normal` carries as `pass_through_data`. "
+        "`{model_version}` in one stands for the version that is served.",
+        shown_default="none",
     )
     max_body_bytes: int = setting(
         "max_body_bytes",

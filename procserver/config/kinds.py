@@ -3,8 +3,9 @@
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from procserver.config.secret import Secret, Url, mask_url
@@ -208,6 +209,24 @@ class Devices:
         if "cpu" in devices and len(set(devices)) > 1:
             raise Wrong("either the CPU or GPUs, not both")
         return tuple(dict.fromkeys(devices))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """An object of texts; numbers and booleans are taken as their JSON text."""
+
+    name: str = "object of texts"
+    secret: bool = False
+
+    def read(self, value: object) -> Mapping[str, str] | None:
+        if not isinstance(value, dict):
+            raise Wrong("an object of texts")
+        texts = {}
+        for key, one in value.items():
+            if isinstance(one, bool):
+                one = json.dumps(one)
+            texts[_as_text(key)] = _as_text(one)
+        return MappingProxyType(texts) if texts else None
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class _Parser:
             document,
             aliases(),
             ignored=ignored_places(),
-            opaque=[("processor_envs",)],
+            opaque=[("processor_envs",), ("procserver", "pass_through_data")],
             embedded=[("model_config",)],
         )
         self.tree = found.tree

@@ -1,52 +1,74 @@
 """The debug dump: generated tensors as one line of text per row (spec section 5)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cython_ext.column import Column, Kind, value_kind
-from procserver.fg.plan import FeatureSide, Plan, PlannedFeature
+from procserver.fg.plan import FeatureSide, PlannedFeature
 
 Texts = list[str]
 
+ALL_SIDES: tuple[FeatureSide, ...] = ("user", "item", "crossing")
+# Between features and between values of one feature of a table: CTRL-B, CTRL-C.
+FEATURE_MARK, VALUE_MARK = "\x02", "\x03"
+
 
 def dump_rows(
-    plan: Plan,
+    features: Iterable[PlannedFeature],
     tensors: Mapping[str, NDArray[Any]],
-    sides: Collection[FeatureSide] = ("user", "item", "crossing"),
+    sides: Collection[FeatureSide] = ALL_SIDES,
 ) -> Texts:
     """Lines to compare with those of another Feature Generator.
 
-    ``name:value`` joined by `` | ``, in the order of ``fg.json``. Several ids or
+    ``name:value`` joined by `` | ``, in the order of ``features``. Several ids or
     numbers are joined by ``,``, elements of a sequence by its delimiter; weighted
     ids are ``id:weight``, sorted as text because their order is not specified.
     Numbers are written as numpy writes float32. Features that have one row while
     others have more are repeated. Features of other sides than ``sides`` are left out.
     """
     cells = {
-        feature.spec.name: _cells(feature, tensors)
-        for feature in plan.features
-        if feature.emitted and feature.side in sides
+        f.spec.name: _cells(f, tensors, ",")
+        for f in features
+        if f.emitted and f.side in sides
     }
-    rows = max((len(texts) for texts in cells.values()), default=0)
-    if any(not texts for texts in cells.values()):
+    named = ([f"{name}:{text}" for text in texts] for name, texts in cells.items())
+    return _lines(list(named), " | ")
+
+
+def dump_table(
+    features: Iterable[PlannedFeature], tensors: Mapping[str, NDArray[Any]]
+) -> Texts:
+    """Lines of a table: values alone, as training reads generated features.
+
+    One field a feature, also where it has no value, joined by ``\\x02``; several
+    values by ``\\x03``, elements of a sequence by its delimiter. Otherwise as
+    :func:`dump_rows` writes them.
+    """
+    return _lines(
+        [_cells(f, tensors, VALUE_MARK) for f in features if f.emitted], FEATURE_MARK
+    )
+
+
+def _lines(columns: list[Texts], joint: str) -> Texts:
+    rows = max((len(texts) for texts in columns), default=0)
+    if not all(columns):
         rows = 0
     return [
-        " | ".join(
-            f"{name}:{texts[row if len(texts) > 1 else 0]}"
-            for name, texts in cells.items()
-        )
+        joint.join(texts[row if len(texts) > 1 else 0] for texts in columns)
         for row in range(rows)
     ]
 
 
-def _cells(feature: PlannedFeature, tensors: Mapping[str, NDArray[Any]]) -> Texts:
+def _cells(
+    feature: PlannedFeature, tensors: Mapping[str, NDArray[Any]], joint: str
+) -> Texts:
     spec = feature.spec
     values = tensors[f"{spec.name}.values"]
     if feature.form == "numbers":
-        texts = [",".join(row) for row in values.astype(str).tolist()]
+        texts = [joint.join(row) for row in values.astype(str).tolist()]
     else:
         texts = values.astype(str).tolist()
     lengths = tensors.get(f"{spec.name}.lengths")
@@ -54,14 +76,14 @@ def _cells(feature: PlannedFeature, tensors: Mapping[str, NDArray[Any]]) -> Text
         return texts
     keys = tensors.get(f"{spec.name}.key_lengths")
     if keys is not None:
-        texts = _joined(texts, keys, ",")
+        texts = _joined(texts, keys, joint)
     if spec.sequence is not None:
         return _joined(texts, lengths, spec.sequence.delim.decode())
     if spec.weighted:
         weights = tensors[f"{spec.name}.weights"].astype(str).tolist()
         pairs = [f"{i}:{w}" for i, w in zip(texts, weights, strict=True)]
-        return _joined(pairs, lengths, ",", ordered=True)
-    return _joined(texts, lengths, ",")
+        return _joined(pairs, lengths, joint, ordered=True)
+    return _joined(texts, lengths, joint)
 
 
 def _joined(

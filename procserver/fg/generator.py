@@ -15,9 +15,9 @@ from cython_ext.fg_plan import CompiledPlan
 from procserver.errors import BadFeature
 from procserver.fg.bucketing import bucketize_only as bucketize_only_spec
 from procserver.fg.compiling import compile_plan, compile_unbucketized
-from procserver.fg.dump import dump_rows
+from procserver.fg.dump import dump_rows, dump_table
 from procserver.fg.parts import Parts
-from procserver.fg.plan import Plan, build_plan
+from procserver.fg.plan import Plan, PlannedFeature, build_plan
 from procserver.fg.spec import FgSpec, read_spec
 from procserver.fg.split import Part, digest_of
 
@@ -236,13 +236,24 @@ class FeatureGenerator:
         """A line of text per row of tensors that this generator made.
 
         For comparison with other Feature Generators: ``name:value`` pairs joined by
-        `` | ``, see :func:`procserver.fg.dump.dump_rows`.
+        `` | `` in the order of ``fg.json``, see
+        :func:`procserver.fg.dump.dump_rows`.
         """
-        return dump_rows(self.plan, tensors)
+        return dump_rows(self._by_file, tensors)
 
     def dump_items(self, tensors: Mapping[str, NDArray[Any]]) -> list[str]:
         """The same without features of the user alone."""
-        return dump_rows(self.plan, tensors, ("item", "crossing"))
+        return dump_rows(self._by_file, tensors, ("item", "crossing"))
+
+    def dump_table(self, tensors: Mapping[str, NDArray[Any]]) -> list[str]:
+        """Values alone, one field a feature: see ``procserver.fg.dump``."""
+        return dump_table(self._by_file, tensors)
+
+    @cached_property
+    def _by_file(self) -> tuple[PlannedFeature, ...]:
+        """Features in the order of ``fg.json``; the plan's is that of work."""
+        places = {spec.name: i for i, spec in enumerate(self.spec.features)}
+        return tuple(sorted(self.plan.features, key=lambda f: places[f.spec.name]))
 
     # ------------------------------------------------------------- describing
 

@@ -91,7 +91,8 @@ def _pipeline(
 ) -> tuple[Pipeline, Synthesis | None]:
     """The pipeline, and what makes requests for it."""
     if service.model.fg_mode == "bypass":
-        return BypassPipeline(runner), _tensor_requests(service, package, runner)
+        bypass = BypassPipeline(runner, allow_debug=service.allow_debug)
+        return bypass, _tensor_requests(service, package, runner)
     if package.fg_json is None:
         raise ModelError(f"fg_mode is normal, but {package.directory} holds no fg.json")
     fg = FeatureGenerator(
@@ -114,8 +115,24 @@ def _pipeline(
         cache,
         item_empty_score=service.model.item_empty_score,
         max_items=service.host.max_items,
+        allow_debug=service.allow_debug,
+        strict_debug_keys=service.host.strict_debug_keys,
+        pass_through=_pass_through(service, package),
     )
     return pipeline, FeatureRequests(fg, cache, service.host.max_items)
+
+
+def _pass_through(
+    service: ServiceConfig, package: ModelPackage
+) -> dict[str, str] | None:
+    """What every answer carries along."""
+    data = service.host.pass_through_data
+    if data is None:
+        return None
+    return {
+        key: value.replace("{model_version}", package.version)
+        for key, value in data.items()
+    }
 
 
 def _tensor_requests(

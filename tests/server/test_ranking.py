@@ -53,14 +53,13 @@ def scores(answer: Answer) -> dict[str, np.ndarray]:
     }
 
 
-def forward(server: LiveServer, items: list[str], positions: list[int]):
-    """The same model and FG in this process, item features joined by hand."""
-    export = server.config.parent / "export"
+def columns_of(items: list[str], positions: list[int]) -> dict[str, pa.Array]:
+    """What FG reads for a request of :func:`build`, item features joined by hand."""
     rows = {row["item_id"]: row for row in map(tiny.item, range(tiny.ITEMS))}
     joined = [rows.get(i, {}) for i in items]
     clicked = [rows.get(i, {}) for i in CLICKS]
     count = len(items)
-    columns = {
+    return {
         "user_id": pa.array(["u001d"]),
         "age": pa.array([44], pa.int32()),
         "city": pa.array(["杭州"]),
@@ -73,6 +72,13 @@ def forward(server: LiveServer, items: list[str], positions: list[int]):
             [[r.get("price") for r in clicked]] * count, pa.list_(pa.float64())
         ),
     }
+
+
+def forward(server: LiveServer, items: list[str], positions: list[int]):
+    """The same model and FG in this process."""
+    export = server.config.parent / "export"
+    count = len(items)
+    columns = columns_of(items, positions)
     tensors = FeatureGenerator(export / "fg.json").transform(columns)
     model = torch.jit.load(str(export / "scripted_model.pt"))
     torch.set_num_threads(1)
