@@ -16,6 +16,7 @@ from procserver.config.kinds import (
     Number,
     SecretText,
     Text,
+    Texts,
     UrlText,
     Wrong,
     shown,
@@ -36,6 +37,7 @@ KINDS = [
     Devices(),
     SecretText(),
     UrlText(),
+    Texts(),
 ]
 
 
@@ -146,3 +148,16 @@ def test_messages_are_short_and_never_show_secrets() -> None:
     assert "canary" not in shown({"k": "canary"}) + shown(["canary"])
     assert "canary" not in shown("canary", secret=True)
     assert "canary" not in shown("oss://key:canary@bucket/x")
+
+
+def test_objects_of_texts() -> None:
+    kind = Texts()
+    assert kind.read({"a": "x", "n": 3, "yes": True}) == {
+        "a": "x",
+        "n": "3",
+        "yes": "true",
+    }
+    assert kind.read({}) is None
+    for wrong in ([], "a", 1, {"a": None}, {"a": {}}, {"a": ["x"]}, {"a": "\ud800"}):
+        with pytest.raises(Wrong):
+            kind.read(wrong)

@@ -58,3 +58,54 @@ def test_features_of_the_user_are_left_out_of_items() -> None:
     )
     assert generator.dump_items(tensors) == ["i:1.0 | c:1.0", "i:2.0 | c:2.0"]
     assert generator.dump(tensors)[0] == "u:1.0 | i:1.0 | c:1.0"
+
+
+def test_a_table_has_a_field_for_each_feature_in_the_order_of_the_file() -> None:
+    def feature(kind: str, name: str, expression: str, **more: object) -> dict:
+        return {
+            "feature_type": f"{kind}_feature",
+            "feature_name": name,
+            "expression": expression,
+            **more,
+        }
+
+    generator = FeatureGenerator(
+        {
+            "features": [
+                # Needs the last one, which therefore is generated before it.
+                feature("id", "late", "feature:tag", num_buckets=9),
+                feature("raw", "vector", "item:vector", value_dim=2, default_value="0"),
+                feature("id", "weighted", "item:kv", num_buckets=99, weighted=True),
+                {
+                    "sequence_name": "seq",
+                    "sequence_delim": ";",
+                    "sequence_length": 3,
+                    "features": [
+                        feature("id", "tag", "item:tag", num_buckets=9, value_dim=0)
+                    ],
+                },
+                feature("id", "stub", "user:x", stub_type=True),
+                feature("id", "tag", "item:tag", num_buckets=9, value_dim=0),
+            ]
+        }
+    )
+    tensors = generator.transform(
+        {
+            "vector": pa.array([[0.5, 0.1], None], pa.list_(pa.float32())),
+            "kv": pa.array(["9:0.5\x1d10:2", None]),
+            "seq__tag": pa.array(["1\x1d2;3", "4"]),
+            "tag": pa.array(["5\x1d6", None]),
+        }
+    )
+    first, second = generator.dump_table(tensors)
+    assert first.split("\x02") == [
+        "5\x036",
+        "0.5\x030.1",
+        "10:2.0\x039:0.5",
+        "1\x032;3",
+        "5\x036",
+    ]
+    assert second.split("\x02") == ["", "0.0\x030.0", "", "4", ""]
+    names = [part.split(":")[0] for part in generator.dump(tensors)[0].split(" | ")]
+    assert names == ["late", "vector", "weighted", "seq__tag", "tag"]
+    assert generator.dump_table({n: a[:0] for n, a in tensors.items()}) == []

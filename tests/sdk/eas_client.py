@@ -21,6 +21,8 @@ def torchrec(call):
         request.add_context_fea(name, value, dtype)
     for item in call["items"]:
         request.add_item_id(item)
+    if "debug_level" in call:
+        request.set_debug_level(call["debug_level"])
     return request
 
 
@@ -51,6 +53,9 @@ def answer(call):
                     for name, array in response.map_outputs.items()
                 },
                 "items": list(response.item_ids),
+                "raw_features": dict(response.raw_features),
+                "generate_features": dict(response.generate_features),
+                "pass_through_data": dict(response.pass_through_data),
             }
         response = client.predict(torch(call)).response
         return {"outputs": [list(array.float_val) for array in response.outputs]}
