@@ -20,6 +20,7 @@ from gunicorn.errors import HaltServer
 from procserver.config import ServiceConfig
 from procserver.config.fetch import fetch
 from procserver.errors import ServiceError
+from procserver.lifecycle.admission import SharedCounts
 from procserver.lifecycle.process import run_in_child
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reports import Reports
@@ -44,6 +45,7 @@ class Master:
     reports: dict[int, Reports] = field(default_factory=dict)
     ready: set[int] = field(default_factory=set)
     started: float = field(default_factory=time.monotonic)
+    counts: SharedCounts = field(default_factory=SharedCounts)
 
     @property
     def service(self) -> ServiceConfig:
@@ -187,6 +189,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     taken = set(state.slots.values())
     worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
     worker.workers = server.num_workers
+    state.counts.open_slot(worker.slot)
     worker.reports = Reports.open()
     state.slots[worker.age] = worker.slot
     state.reports[worker.age] = worker.reports

@@ -15,15 +15,23 @@ from procserver.lifecycle.cores import available_cores
 
 DEFAULT_CONFIG = Path("conf/service.json")
 EXIT_CONFIG = 2
+# Threads of a worker that are left for health checks and refusals.
+FRONT_THREADS = 2
+MOST_THREADS = 256
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The service and what gunicorn needs to know of it. Times in seconds."""
+    """The service and what gunicorn needs to know of it. Times in seconds.
+
+    ``turns``: requests that one worker processes at once; ``threads``: those it
+    may hold, waiting ones included (each has a thread, which is made when needed).
+    """
 
     service: ServiceConfig
     remarks: tuple[str, ...]
     workers: int
+    turns: int
     threads: int
     graceful_timeout: int
 
@@ -47,8 +55,13 @@ def service_settings() -> Settings:
         service=service,
         remarks=(*loaded.warnings, *loaded.notices),
         workers=workers,
-        # The vendor counts request threads per service, gunicorn per worker;
-        # two at least, so that a health check need not wait for a request.
-        threads=max(2, -(-service.rpc.worker_threads // workers)),
+        # The vendor counts request threads per service, gunicorn per worker; two
+        # at least, so that one request is read while another is computed.
+        turns=max(2, -(-service.rpc.worker_threads // workers)),
+        # NOTE: all that wait may wait at one worker.
+        threads=min(
+            MOST_THREADS,
+            service.rpc.worker_threads + service.rpc.max_queue_size + FRONT_THREADS,
+        ),
         graceful_timeout=int(service.eas.termination_grace_period_s),
     )

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
 from concurrent import futures
+from dataclasses import replace
 from typing import Any
 
-from gunicorn.workers.gthread import ThreadWorker
-
 from procserver.errors import ProcserverError
-from procserver.lifecycle.boot import master
+from procserver.lifecycle.admission import Admission
+from procserver.lifecycle.boot import Master, master
 from procserver.lifecycle.cores import available_cores, core_set
+from procserver.lifecycle.http import HttpWorker, honour_close
 from procserver.lifecycle.process import die_with_parent, keep_memory
-
-Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
+from procserver.lifecycle.settings import FRONT_THREADS
 
 # gunicorn halts the master on exit code 3 of a worker; any other code means
 # "start another one".
@@ -23,12 +22,16 @@ EXIT_HALT_SERVICE = 3
 EXIT_RESTART_WORKER = 1
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]
+class Worker(HttpWorker):
     """gthread with a model replica, pinned to its cores."""
 
     slot: int
     workers: int
     cores: list[int]
+
+    def init_process(self) -> None:
+        self.request_seconds = master().service.rpc.keepalive_ms / 1000
+        super().init_process()
 
     def get_thread_pool(self) -> futures.ThreadPoolExecutor:
         return futures.ThreadPoolExecutor(
@@ -40,6 +43,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         import torch
 
         torch.set_num_threads(len(self.cores))
+
+    def _admission(self, state: Master) -> Admission:
+        rpc = state.service.rpc
+        return Admission(
+            state.counts,
+            self.slot,
+            rate=rpc.rate_limit,
+            most=rpc.worker_threads + rpc.max_queue_size,
+            most_here=max(1, self.cfg.threads - FRONT_THREADS),
+            turns=state.settings.turns,
+        )
 
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""
@@ -54,30 +68,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             service = build_service(
                 state.service, state.control_name, devices[self.slot % len(devices)]
             )
-            self.wsgi = _honour_close(create_app(service))
+            service = replace(service, admission=self._admission(state))
+            self.wsgi = honour_close(create_app(service))
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
             # SAFETY: once the service has been ready, a worker that fails must
             # not take it down.
             sys.exit(EXIT_RESTART_WORKER if state.has_been_ready else EXIT_HALT_SERVICE)
-
-
-def _honour_close(app: Wsgi) -> Wsgi:
-    """Lets the app end a connection with ``Connection: close``.
-
-    NOTE: gunicorn drops that header as a hop-by-hop one and decides by a flag of
-    its response object, whose method ``start_response`` is.
-    """
-
-    def closing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-            if any(n.lower() == "connection" and v == "close" for n, v in headers):
-                start_response.__self__.force_close()
-            return start_response(status, headers, *rest)
-
-        return app(environ, start)
-
-    return closing
 
 
 def post_fork(server: Any, worker: Worker) -> None:

@@ -63,6 +63,7 @@ class ModelRunner:
         self.takes_device = len(arguments) > 1 and arguments[1][1] == "Device"
         self.required = sum(1 for _, _, has_default in arguments if not has_default)
         self.accepted = len(arguments)
+        self.input_names = tuple(name for name, _, _ in arguments)
         self.output_names: tuple[str, ...] = ()
         self.empty_outputs: dict[str, np.ndarray] = {}
 
