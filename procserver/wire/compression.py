@@ -61,17 +61,28 @@ def decompress(body: Bytes, limit: int, configured: str | None = None) -> Bytes:
             return _inflate(body, limit)
         except BadRequest:
             # A snappy block of 120 bytes may begin like this too.
-            if not _may_be_snappy(body, limit):
+            unsnapped = _if_snappy(body, limit)
+            if unsnapped is None:
                 raise
-    if _may_be_snappy(body, limit):
-        try:
-            return _unsnap(body, limit)
-        except BadRequest:
-            return body
-    return body
+            return unsnapped
+    unsnapped = _if_snappy(body, limit)
+    return body if unsnapped is None else unsnapped
 
 
-def _may_be_snappy(body: Bytes, limit: int) -> bool:
+def _if_snappy(body: Bytes, limit: int) -> Bytes | None:
+    """What a snappy block holds; None if the body is none.
+
+    :raises TooLarge: for one that holds more than ``limit`` bytes
+    """
+    if not _may_be_snappy(body):
+        return None
+    try:
+        return _unsnap(body, limit)
+    except BadRequest:
+        return None
+
+
+def _may_be_snappy(body: Bytes) -> bool:
     """Whether the length that a snappy block begins with is possible.
 
     The first byte of a plain request, a field's tag, is a length below 128: only
@@ -149,7 +160,7 @@ def _unzstd(body: Bytes, limit: int) -> Bytes:
 
 def _zstd_header(head: bytes) -> tuple[int | None, int]:
     """Content size (None: not said) and window of a frame (RFC 8878 3.1.1.1)."""
-    if len(head) < 6:
+    if len(head) < 6 or not head.startswith(ZSTD):
         raise _broken("zstd")
     flags = head[4]
     single = flags & 0x20
