@@ -8,8 +8,10 @@ holds a thread for ever. Here every read counts against the time that
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from collections.abc import Callable
+from ssl import SSLSocket
 from typing import Any
 
 from gunicorn.http.body import ChunkedReader, LengthReader
@@ -21,6 +23,11 @@ from procserver.errors import BadRequest, OutOfTime, TooLarge
 
 # A refused request's body is read along if no more than this is left of it.
 SKIM_BYTES = 64 << 10
+# Clients send head and body one right after the other.
+SKIM_SECONDS = 0.1
+# Pieces from this size on are waited for as a whole.
+WAIT_FOR_ALL = 64 << 10
+_TIMEVAL = struct.Struct("ll")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -76,22 +83,34 @@ class TimedUnreader(SocketUnreader):  # type: ignore[misc]
             if count < len(ahead):
                 self.unread(ahead[count:])
             return count
-        self.sock.settimeout(self._remaining())
+        left = self._remaining()
+        if len(view) < WAIT_FOR_ALL or isinstance(self.sock, SSLSocket):
+            self.sock.settimeout(left)
+            try:
+                return int(self.sock.recv_into(view))
+            except TimeoutError:
+                raise OutOfTime("the request did not arrive in time") from None
+        # PERF: one call to the kernel for all of a large body, with a time limit of
+        # its own; Python would ask before each piece whether there is one.
+        self.sock.settimeout(None)
+        limit = _TIMEVAL.pack(int(left), max(1, int(left % 1 * 1e6)))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         try:
-            return int(self.sock.recv_into(view))
-        except TimeoutError:
+            return int(self.sock.recv_into(view, 0, socket.MSG_WAITALL))
+        except BlockingIOError:
             raise OutOfTime("the request did not arrive in time") from None
 
-    def skim(self, most: int) -> int:
-        """Drops up to ``most`` bytes that are here already; how many it were."""
+    def skim(self, most: int, seconds: float) -> int:
+        """Drops up to ``most`` bytes that are here or come soon; how many it were."""
         ahead = self.take_buffered()
         dropped = min(len(ahead), most)
         if dropped < len(ahead):
             self.unread(ahead[dropped:])
             return dropped
-        self.sock.setblocking(False)
+        until = time.monotonic() + seconds
         try:
-            while dropped < most:
+            while dropped < most and (left := until - time.monotonic()) > 0:
+                self.sock.settimeout(left)
                 data = self.sock.recv(most - dropped)
                 if not data:
                     break
@@ -175,13 +194,13 @@ class RequestBody:
     def finish(self) -> bool:
         """Whether the next request on this connection can follow.
 
-        Reads along what little is left and has arrived; for more, closing is
+        Reads along what little is left, if it comes at once; for more, closing is
         cheaper than reading.
         """
         if self._ended or self.failed or self.length is None or self._expects:
             return self._ended and not self.failed
         if self._left <= SKIM_BYTES:
-            self._left -= self._unreader.skim(self._left)
+            self._left -= self._unreader.skim(self._left, SKIM_SECONDS)
             self._ended = self._left == 0
         return self._ended
 

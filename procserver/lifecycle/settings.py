@@ -55,9 +55,8 @@ def service_settings() -> Settings:
         service=service,
         remarks=(*loaded.warnings, *loaded.notices),
         workers=workers,
-        # The vendor counts request threads per service, gunicorn per worker; two
-        # at least, so that one request is read while another is computed.
-        turns=max(2, -(-service.rpc.worker_threads // workers)),
+        # The vendor counts request threads per service, we per worker.
+        turns=-(-service.rpc.worker_threads // workers),
         # NOTE: all that wait may wait at one worker.
         threads=min(
             MOST_THREADS,
