@@ -80,6 +80,7 @@ bench: $(VENV)/.loadtest demo/service.json
 micro: $(VENV)/.loadtest
 	for one in fg fg_expr fg_maps pregenerated; do \
 		PYTHONPATH=. $(BIN)/python loadtest/micro/$$one.py || exit 1; done
+	$(BIN)/python -m loadtest.micro.receive
 
 loadtest: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/run_load.py --url $(URL)

@@ -172,7 +172,7 @@ def test_overload_is_told_once(tmp_path: Path, sdk: Sdk) -> None:
     assert answers[0] == {"outputs": [[pytest.approx(1 / 256)]]}
     assert answers[1]["status"] == 429
     assert attempts(server) == 2
-    late = call | {"endpoint": server.url, "inputs": [[[1], "DT_INT64", 10**5]]}
+    late = call | {"endpoint": server.url, "inputs": [[[1], "DT_INT64", 4000]]}
     answer = answers[1]
     while answer.get("status") == 429:
         (answer,) = sdk(late)
