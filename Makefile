@@ -7,12 +7,13 @@ PIP_TORCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SDK_VENV := .venv-sdk
+TORCHREC_VENV := .venv-torchrec
 SOURCES := $(wildcard cython_ext/*.pyx cython_ext/*.pxd cython_ext/*.h protos/procserver/wire/pb/*.proto)
 PACKAGES := $(VENV)/.packages
 BUILT := $(VENV)/.built
 URL ?= http://127.0.0.1:8501
 
-.PHONY: serve test lint types sanitize bench micro loadtest demo build clean
+.PHONY: serve test lint types sanitize bench micro memory loadtest demo build clean
 .DEFAULT_GOAL := build
 
 build: $(BUILT)
@@ -42,6 +43,14 @@ $(SDK_VENV)/.done: tests/sdk/requirements.txt
 	$(SDK_VENV)/bin/python -m pip install -q -r tests/sdk/requirements.txt
 	touch $@
 
+# torchrec and fbgemm beside the packages of .venv, torch among them.
+SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+$(TORCHREC_VENV)/.done: tests/exports/requirements.txt $(PACKAGES)
+	$(BIN)/python -m venv $(TORCHREC_VENV)
+	$(BIN)/python $(SITE) > "$$($(TORCHREC_VENV)/bin/python $(SITE))/packages-of-main.pth"
+	$(TORCHREC_VENV)/bin/python -m pip install -q --no-deps -r tests/exports/requirements.txt
+	touch $@
+
 demo/service.json: $(BUILT)
 	$(BIN)/procserver demo demo
 
@@ -50,8 +59,8 @@ demo: demo/service.json
 serve: demo/service.json
 	$(BIN)/gunicorn -c conf/serve.py
 
-test: $(VENV)/.test $(SDK_VENV)/.done
-	$(BIN)/python -m pytest
+test: $(VENV)/.test $(SDK_VENV)/.done $(TORCHREC_VENV)/.done
+	PROCSERVER_REQUIRE_TORCHREC=1 $(BIN)/python -m pytest
 
 # The kernels' own suites on an AddressSanitizer and UBSan build, in a copy of the
 # tree. A finding ends the run; Python itself leaks on purpose at its end.
@@ -78,13 +87,18 @@ bench: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/bench.py
 
 micro: $(VENV)/.loadtest
-	for one in fg fg_expr fg_maps pregenerated; do \
+	for one in fg fg_expr fg_maps pregenerated batching; do \
 		PYTHONPATH=. $(BIN)/python loadtest/micro/$$one.py || exit 1; done
 	$(BIN)/python -m loadtest.micro.receive
+
+# What a worker costs with shared weights and without; MEMORY="--megabytes 64" is quick.
+MEMORY ?=
+memory: $(VENV)/.loadtest
+	PYTHONPATH=. $(BIN)/python loadtest/memory.py $(MEMORY)
 
 loadtest: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/run_load.py --url $(URL)
 
 clean:
-	rm -rf $(VENV) $(SDK_VENV) build demo loadtest/data procserver/wire/pb *.egg-info
+	rm -rf $(VENV) $(SDK_VENV) $(TORCHREC_VENV) build demo loadtest/data procserver/wire/pb *.egg-info
 	rm -f cython_ext/*.c cython_ext/*.so

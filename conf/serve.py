@@ -6,7 +6,7 @@ Any setting of gunicorn may be changed here or on its command line (-b, -w ...).
 
 from procserver.lifecycle.boot import child_exit, on_exit, on_starting, pre_fork
 from procserver.lifecycle.settings import service_settings
-from procserver.lifecycle.worker import post_fork, post_worker_init
+from procserver.lifecycle.worker import post_fork, post_worker_init, worker_exit
 
 _settings = service_settings()
 
@@ -35,4 +35,5 @@ __all__ = [
     "post_fork",
     "post_worker_init",
     "pre_fork",
+    "worker_exit",
 ]

@@ -1,5 +1,12 @@
 class Mapping:
-    def __init__(self, fd: int, size: int, *, writable: bool = False) -> None: ...
+    def __init__(
+        self,
+        fd: int,
+        size: int,
+        *,
+        writable: bool = False,
+        copy_on_write: bool = False,
+    ) -> None: ...
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     @property

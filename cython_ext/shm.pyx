@@ -11,6 +11,7 @@ from cpython.exc cimport PyErr_SetFromErrno
 from libc.stdint cimport int64_t, uint64_t
 from posix.mman cimport (
     MAP_FAILED,
+    MAP_PRIVATE,
     MAP_SHARED,
     PROT_READ,
     PROT_WRITE,
@@ -27,18 +28,22 @@ cdef extern from *:
     #define _GNU_SOURCE
     #endif
     #include <sys/mman.h>
+    static const int procserver_noreserve = MAP_NORESERVE;
     static void *procserver_grow(void *base, size_t size, size_t wanted) {
         return mremap(base, size, wanted, MREMAP_MAYMOVE);
     }
     """
+    const int MAP_NORESERVE "procserver_noreserve"
     void *grow "procserver_grow"(void *base, size_t size, size_t wanted) nogil
 
 
 cdef class Mapping:
-    """A shared map of the first ``size`` bytes behind ``fd``.
+    """A map of the first ``size`` bytes behind ``fd``.
 
     The descriptor may be closed afterwards. The map is ``PROT_READ`` unless
     ``writable``, so a stray write faults instead of changing what others read.
+    With ``copy_on_write`` it is writable too, and what is written stays in this
+    process: the written page becomes its own, all other pages stay shared.
     It is unmapped when the last reference to it (columns, memoryviews, readers)
     is gone, hence there is no ``close()``. The caller has checked that the file
     has ``size`` bytes: pages beyond its end raise SIGBUS.
@@ -47,14 +52,19 @@ cdef class Mapping:
     :raises ValueError: if ``size`` is not positive
     """
 
-    def __cinit__(self, int fd, int64_t size, *, bint writable=False):
+    def __cinit__(
+        self, int fd, int64_t size, *, bint writable=False, bint copy_on_write=False
+    ):
         self.base = NULL
         self.exports = 0
         if size <= 0:
             raise ValueError(f"a map of {size} bytes")
+        writable = writable or copy_on_write
+        # NOTE: hardly a page of a copy-on-write map is ever written, so the kernel
+        # need not set aside memory for all of them.
+        cdef int kind = MAP_PRIVATE | MAP_NORESERVE if copy_on_write else MAP_SHARED
         cdef void *base = mmap(
-            NULL, size, PROT_READ | (PROT_WRITE if writable else 0),
-            MAP_SHARED, fd, 0)
+            NULL, size, PROT_READ | (PROT_WRITE if writable else 0), kind, fd, 0)
         if base == MAP_FAILED:
             PyErr_SetFromErrno(OSError)
         self.base = <char *>base

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import falcon
@@ -17,6 +19,10 @@ from procserver.errors import (
     RequestError,
     ServiceError,
 )
+from procserver.observe import exposition, metrics
+from procserver.observe.capture import Capture
+from procserver.observe.reqlog import Logs
+from procserver.observe.trace import Trace, record
 from procserver.pipeline import Pipeline
 from procserver.wire.auth import Authenticator
 from procserver.wire.compression import decompress
@@ -67,6 +73,9 @@ class Service:
     max_body_bytes: int
     decompressor: str | None = None
     admission: Admission = field(default_factory=Unlimited)
+    logs: Logs | None = None
+    loaded_at: float = field(default_factory=time.time)
+    capture: Capture | None = None
 
     def answers_to(self, name: str) -> bool:
         """Whether a URL's service part means us (``group.service`` does too)."""
@@ -79,7 +88,7 @@ def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
     ``wsgi.input`` must be a :class:`procserver.wire.receiving.BodySource` with a
     ``deadline``.
     """
-    app = falcon.App(media_type="application/octet-stream")
+    app = falcon.App(media_type="application/octet-stream", middleware=[Observer()])
     predict = Predict(service)
     app.add_route("/", predict)
     app.add_route("/api/predict/{name}", predict)
@@ -87,8 +96,13 @@ def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
     discovery = Discovery(service)
     for prefix in Discovery.PREFIXES:
         app.add_sink(discovery, rf"{prefix}/(?P<name>[^/]+){_REST}$")
+    models = Models(service)
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.add_route(path, models)
+        app.add_route(f"{path}/ready", models, suffix="ready")
     app.add_route("/v2/health/live", Live())
     app.add_route("/v2/health/ready", Ready())
+    app.add_route("/metrics", Metrics())
     app.add_error_handler(Exception, _on_exception)
     app.add_error_handler(RequestError, _on_request_error)
     app.set_error_serializer(_serialize_http_error)
@@ -109,13 +123,20 @@ class Predict:
         service = self._service
         source = req.env["wsgi.input"]
         limit = service.max_body_bytes
+        trace = req.context.trace
         with (
             service.admission.enter(),
             receive(source, limit, self._buffers) as received,
             service.admission.turn(source.deadline),
         ):
             body = decompress(received, limit, service.decompressor)
-            reply = service.pipeline.predict(body)
+            try:
+                reply = service.pipeline.predict(body, trace)
+            finally:
+                if service.logs is not None:
+                    service.logs.slow.check(trace, body)
+            if service.capture is not None and not reply.debug_level:
+                service.capture.offer(body, reply.rows)
             # The buffer is free for another request when nothing looks at it.
             del body
         resp.data = reply.body
@@ -148,11 +169,104 @@ class Predict:
             raise falcon.HTTPMethodNotAllowed(METHODS)
 
     def _authorize(self, req: falcon.Request, name: str | None) -> None:
-        # The signature covers the path as it was sent, percent-escapes included.
-        target = req.env.get("RAW_URI") or req.relative_uri
-        self._service.auth.check(req.method, target, req.headers)
-        if name is not None and not self._service.answers_to(name):
-            raise NotFound("there is no service of this name here")
+        authorize(self._service, req, name)
+
+
+def authorize(service: Service, req: falcon.Request, name: str | None) -> None:
+    """Whether the client may ask, and us.
+
+    :raises Unauthorized: without the token or a signature
+    :raises NotFound: if ``name`` is another service's
+    """
+    # The signature covers the path as it was sent, percent-escapes included.
+    target = req.env.get("RAW_URI") or req.relative_uri
+    service.auth.check(req.method, target, req.headers)
+    if name is not None and not service.answers_to(name):
+        raise NotFound("there is no service of this name here")
+
+
+class Models:
+    """The model and its version, in the shape of the KServe v2 protocol."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        name: str,
+        version: str | None = None,
+    ) -> None:
+        self._find(req, name, version)
+        service = self._service
+        loaded = datetime.fromtimestamp(service.loaded_at, UTC)
+        self._answer(
+            resp,
+            {
+                "name": service.name,
+                "versions": [service.model_version],
+                **service.pipeline.describe_model(),
+                "loaded_at": loaded.isoformat(timespec="seconds"),
+            },
+        )
+
+    def on_get_ready(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        name: str,
+        version: str | None = None,
+    ) -> None:
+        self._find(req, name, version)
+        # A worker that listens has loaded and warmed up.
+        self._answer(resp, {"name": self._service.name, "ready": True})
+
+    def _find(self, req: falcon.Request, name: str, version: str | None) -> None:
+        authorize(self._service, req, name)
+        if version not in (None, self._service.model_version):
+            raise NotFound("there is no model of this version here")
+
+    def _answer(self, resp: falcon.Response, media: dict[str, object]) -> None:
+        resp.content_type = falcon.MEDIA_JSON
+        resp.media = media
+        resp.set_header("X-Model-Version", self._service.model_version)
+
+
+class Observer:
+    """Times and counts predict requests, refused ones too.
+
+    Descriptions, health checks and metrics are asked for with ``GET`` and do not
+    count.
+    """
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        if req.method not in ("GET", "HEAD"):
+            req.context.trace = Trace()
+            metrics.IN_FLIGHT.add(1)
+
+    def process_response(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        resource: object,
+        req_succeeded: bool,
+    ) -> None:
+        trace = getattr(req.context, "trace", None)
+        if trace is not None:
+            metrics.IN_FLIGHT.add(-1)
+            record(trace, str(resp.status)[:3])
+
+
+class Metrics:
+    """All processes of the service in the Prometheus text format.
+
+    Open like the health checks: it tells nothing about people or requests.
+    """
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.content_type = exposition.CONTENT_TYPE
+        resp.data = exposition.render()
 
 
 class Discovery:

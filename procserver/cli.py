@@ -15,8 +15,9 @@ def check(arguments: argparse.ArgumentParser) -> Run:
 
     def run(options: argparse.Namespace) -> int:
         from procserver.config.check import check
+        from procserver.model.inspection import inspect
 
-        return check(options.file, os.environ, sys.stdout, sys.stderr)
+        return check(options.file, os.environ, sys.stdout, sys.stderr, inspect)
 
     return run
 
@@ -49,6 +50,20 @@ def transform(arguments: argparse.ArgumentParser) -> Run:
     return run
 
 
+def replay(arguments: argparse.ArgumentParser) -> Run:
+    """Send saved requests again and compare the answers."""
+    from procserver.replay.command import add_arguments
+
+    add_arguments(arguments)
+
+    def run(options: argparse.Namespace) -> int:
+        from procserver.replay.command import main
+
+        return main(options)
+
+    return run
+
+
 # A sub-command is a function that declares its arguments and returns what runs;
 # its name is the command's and its docstring the help text. What it needs is
 # imported when it runs, so that `procserver check` does not wait for torch.
@@ -56,6 +71,7 @@ COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (
     check,
     demo,
     transform,
+    replay,
 )
 
 

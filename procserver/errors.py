@@ -8,6 +8,7 @@
     │   ├── FgConfigError                   fg.json: names feature, key and reason
     │   ├── FetchError                      a remote folder cannot be copied here
     │   ├── ModelError                      model directory or model
+    │   │   └── NotShareable                each worker needs weights of its own
     │   ├── SharedMemoryError               a shared segment cannot be made or read
     │   └── SourceError                     item source or item cache build
     └── RequestError                          what a client is told
@@ -23,6 +24,7 @@
         ├── TooManyRequests         429     too_many_requests
         ├── QueueFull               450     queue_full
         ├── PredictFailed           500     predict_failed
+        │   └── DeviceLost          500     predict_failed
         └── NotReady                503     not_ready
 
 A request error's message goes to the client as it is, so it names the field,
@@ -66,6 +68,10 @@ class FetchError(ServiceError):
 
 class ModelError(ServiceError):
     """The model directory or the model in it cannot be served."""
+
+
+class NotShareable(ModelError):
+    """The weights cannot live in shared memory; the message says which and why."""
 
 
 class SharedMemoryError(ServiceError):
@@ -163,6 +169,10 @@ class QueueFull(RequestError):
 
 class PredictFailed(RequestError):
     """The model failed on a request that looked right; the log says how."""
+
+
+class DeviceLost(PredictFailed):
+    """The GPU failed for good: this process cannot use it any more."""
 
 
 class NotReady(RequestError):

@@ -8,8 +8,9 @@ joins the sibling rooms is composed here: item features from the cache, the
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -17,37 +18,55 @@ import numpy as np
 from cython_ext.column import Column, Kind, Shape, shape_of
 from procserver.errors import BadFeature, BadRequest, SourceError, TooLarge
 from procserver.fg import FeatureGenerator, SequenceJoin
+from procserver.fg.dump import dump_columns
 from procserver.fg.pregenerated import Pregenerated
 from procserver.fg.split import Part
 from procserver.itemcache.reader import CacheReader, Generation
 from procserver.model.runner import ModelRunner
+from procserver.model.signature import PLATFORM, Signature, facts, signature
+from procserver.observe.reqlog import RequestLog
+from procserver.observe.trace import DECODE, ENCODE, GATHER, GENERATE, RUN, Trace
 from procserver.wire import torch as torch_wire
 from procserver.wire import torchrec as torchrec_wire
+from procserver.wire.logdata import encode as encode_log_data
+from procserver.wire.torch import TorchRequest
 from procserver.wire.torchrec import TorchRecRequest
 
 log = logging.getLogger("procserver.pipeline")
 
 Columns = Mapping[str, Column]
+Tensors = Mapping[str, np.ndarray]
+
+# Debug levels: what is saved, and what needs every item column as it was.
+SAVED_LEVEL = 100
+RAW_LEVELS = (1, 2, SAVED_LEVEL, 102)
 DTYPE_NAMES = {"float32": "FLOAT", "float64": "DOUBLE"} | {
     name: name.upper()
     for name in ("int64", "int32", "int16", "int8", "uint8", "complex64", "complex128")
 }
-WARM_UP_ROWS = 100
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An encoded answer and the cache generation it was made from."""
+    """An encoded answer, the cache generation it was made from, its request.
+
+    ``rows``: items scored, 0 if the request does not say; ``debug_level``: what the
+    request asked for beside scores.
+    """
 
     body: bytes
     generation: int | None = None
+    rows: int = 0
+    debug_level: int = 0
 
 
 @dataclass(frozen=True)
 class ItemRows:
     """One request's rows: what FG reads and which items do not exist.
 
-    ``ready``: tensors that were generated when the cache was built; ``part``: the
+    ``missing``: the rows to get ``item_empty_score``, None for none; ``unknown``: how
+    many item ids are not in the cache, whether the request brings their features or
+    not; ``ready``: tensors that were generated when the cache was built; ``part``: the
     features that are left to generate, None for all.
     """
 
@@ -57,27 +76,36 @@ class ItemRows:
     rows: int
     missing: np.ndarray | None
     generation: int | None
+    unknown: int = 0
     part: Part | None = None
     ready: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Pipeline(Protocol):
-    """One way of answering a predict request."""
+    """One way of answering a predict request.
 
-    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
-        """Answers one request body.
+    ``request_log`` is set when the warm-up is over, whose requests are not to be
+    logged; None: requests of debug level 100 are not saved.
+    """
+
+    request_log: RequestLog | None
+
+    def predict(
+        self, body: bytes | bytearray | memoryview, trace: Trace | None = None
+    ) -> Reply:
+        """Answers one request body; ``trace`` takes the time of each stage.
 
         :raises RequestError: whatever the client is to be told
         """
-
-    def warm_up(self) -> None:
-        """Runs synthesized requests, so that the first real one is fast."""
 
     def describe(self) -> dict[str, object]:
         """What the service takes and returns, for ``GET``.
 
         ``inputs`` and ``outputs`` are lists of name, shape (-1: any) and type.
         """
+
+    def describe_model(self) -> dict[str, object]:
+        """The model behind the service, for ``/v2/models``."""
 
 
 class RankingPipeline:
@@ -97,13 +125,24 @@ class RankingPipeline:
         self._cache = cache
         self._item_empty_score = item_empty_score
         self._max_items = max_items
+        self.request_log: RequestLog | None = None
         self._tile = runner.package.input_tile != 0
         self._item_inputs = tuple(fg.item_inputs)
         self._joins = tuple(fg.sequence_joins)
         self._split: tuple[Generation, Pregenerated | None] | None = None
 
-    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
+    def predict(
+        self, body: bytes | bytearray | memoryview, trace: Trace | None = None
+    ) -> Reply:
+        with self._runner.coming():
+            return self._predict(body, trace or Trace())
+
+    def _predict(self, body: bytes | bytearray | memoryview, trace: Trace) -> Reply:
+        trace.begin()
         request = torchrec_wire.decode(body)
+        trace.debug_level = request.debug_level
+        trace.request_id = request.meta.get("request_id", "")
+        trace.done(DECODE)
         if request.is_empty:
             raise BadRequest(
                 "the request has neither item_ids nor user_features: "
@@ -115,10 +154,68 @@ class RankingPipeline:
                 f"{self._max_items} are scored in one request"
             )
         gathered = self.gather(request)
-        outputs = self._score(gathered)
-        return Reply(
-            torchrec_wire.encode(outputs, request.item_ids), gathered.generation
+        trace.items, trace.missing = gathered.rows, gathered.unknown
+        trace.done(GATHER)
+        tensors = self.generate(gathered) if gathered.rows else {}
+        trace.done(GENERATE)
+        outputs = self._score(gathered, tensors)
+        trace.done(RUN)
+        answer = torchrec_wire.encode(outputs, request.item_ids)
+        trace.done(ENCODE)
+        if request.debug_level == SAVED_LEVEL:
+            self.save(request, body, gathered, tensors)
+        return Reply(answer, gathered.generation, gathered.rows, request.debug_level)
+
+    def save(
+        self,
+        request: TorchRecRequest,
+        body: bytes | bytearray | memoryview,
+        gathered: ItemRows,
+        tensors: Tensors,
+    ) -> None:
+        """Puts the request and its features into the request log, if there is one.
+
+        The text is made by the log's own threads.
+        """
+        if self.request_log is None:
+            return
+        copy = bytes(body)
+        size = len(copy) + sum(tensor.nbytes for tensor in tensors.values())
+        self.request_log.offer(
+            request.meta.get("request_id", ""),
+            size,
+            lambda: encode_log_data(
+                copy,
+                self.raw_features(request, gathered),
+                self.generated_features(request, gathered, tensors),
+            ),
         )
+
+    def raw_features(
+        self, request: TorchRecRequest, gathered: ItemRows
+    ) -> dict[str, str]:
+        """By item id: the item and context columns that FG reads, as text.
+
+        Complete for the debug levels of ``RAW_LEVELS`` only: otherwise columns that
+        nothing is left to be generated from are not gathered.
+        """
+        columns = {
+            **{n: gathered.item[n] for n in self._item_inputs if n in gathered.item},
+            **{
+                n: gathered.context[n]
+                for n in self._fg.context_inputs
+                if n in gathered.context
+            },
+        }
+        return _by_item(request, dump_columns(columns, gathered.rows))
+
+    def generated_features(
+        self, request: TorchRecRequest, gathered: ItemRows, tensors: Tensors
+    ) -> dict[str, str]:
+        """By item id: what FG made, as text; features of the user alone left out."""
+        if not gathered.rows:
+            return {}
+        return _by_item(request, self._fg.dump_items(tensors))
 
     def gather(self, request: TorchRecRequest) -> ItemRows:
         """Joins item features, for the items and for sequences of items.
@@ -137,6 +234,7 @@ class RankingPipeline:
             for name, column in request.context.items()
         }
         missing = None
+        unknown = 0
         part: Part | None = None
         ready: Mapping[str, np.ndarray] = {}
         if generation is not None:
@@ -145,14 +243,17 @@ class RankingPipeline:
             if len(request.item_ids):
                 found = generation.lookup(request.item_ids)
                 part, ready = self._take_ready(generation, found, request.item)
-                inputs = self._item_inputs if part is None else part.item_inputs
+                inputs = self._item_inputs
+                if part is not None and request.debug_level not in RAW_LEVELS:
+                    inputs = part.item_inputs
                 wanted = [
                     name
                     for name in inputs
                     if name in generation.schema and name not in item
                 ]
                 item.update(generation.gather(found, wanted))
-                if not request.item:
+                unknown = int(np.count_nonzero(found < 0))
+                if unknown and not request.item:
                     missing = found < 0
         return ItemRows(
             user=user,
@@ -161,6 +262,7 @@ class RankingPipeline:
             rows=rows,
             missing=missing,
             generation=None if generation is None else generation.number,
+            unknown=unknown,
             part=part,
             ready=ready,
         )
@@ -197,11 +299,13 @@ class RankingPipeline:
             return max(given)
         return 0 if self._item_inputs or self._fg.context_inputs else 1
 
-    def _score(self, gathered: ItemRows) -> dict[str, np.ndarray]:
+    def _score(self, gathered: ItemRows, tensors: Tensors) -> dict[str, np.ndarray]:
         if gathered.rows == 0:
             return dict(self._runner.empty_outputs)
-        outputs = self._runner.run(self.generate(gathered))
-        if gathered.missing is not None and gathered.missing.any():
+        outputs = self._runner.run(tensors)
+        if not self._runner.output_names:
+            self._runner.learn_outputs(outputs, gathered.rows)
+        if gathered.missing is not None:
             return self._with_empty_scores(outputs, gathered.missing)
         return outputs
 
@@ -233,15 +337,6 @@ class RankingPipeline:
             scored[name] = array
         return scored
 
-    def warm_up(self) -> None:
-        if self._cache is not None:
-            self._pregenerated(self._cache.current())
-        for _ in range(2):
-            for rows in (WARM_UP_ROWS, 1):
-                tensors = self._fg.generate({}, {}, {}, rows, tile=self._tile)
-                outputs = self._runner.run(tensors)
-                self._runner.learn_outputs(outputs, rows)
-
     def describe(self) -> dict[str, object]:
         sides = {
             "user_features": list(self._fg.user_inputs),
@@ -261,6 +356,13 @@ class RankingPipeline:
             "outputs": _described_outputs(self._runner),
             **sides,
         }
+
+    def describe_model(self) -> dict[str, object]:
+        return _model(self._runner, self._model_inputs)
+
+    @cached_property
+    def _model_inputs(self) -> Signature:
+        return signature(self._fg.generate({}, {}, {}, 1, tile=self._tile))
 
 
 def open_pregenerated(
@@ -294,30 +396,46 @@ class BypassPipeline:
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
+        self.request_log: RequestLog | None = None
 
-    def predict(self, body: bytes | bytearray | memoryview) -> Reply:
+    def predict(
+        self, body: bytes | bytearray | memoryview, trace: Trace | None = None
+    ) -> Reply:
+        with self._runner.coming():
+            return self._predict(body, trace or Trace())
+
+    def _predict(self, body: bytes | bytearray | memoryview, trace: Trace) -> Reply:
+        trace.begin()
         request = torch_wire.decode(body)
+        trace.debug_level = request.debug_level
+        trace.done(DECODE)
+        outputs = self._run(request)
+        trace.done(RUN)
+        answer = torch_wire.encode(outputs)
+        trace.done(ENCODE)
+        if request.debug_level == SAVED_LEVEL and self.request_log is not None:
+            # There are no features and no request id; the body is saved as it is.
+            copy = bytes(body)
+            self.request_log.offer("", len(copy), lambda: copy)
+        return Reply(answer, debug_level=request.debug_level)
+
+    def _run(
+        self, request: TorchRequest
+    ) -> Sequence[np.ndarray] | Mapping[str, np.ndarray]:
         if request.map_inputs:
             named = {n: (a.dtype, a.values) for n, a in request.map_inputs.items()}
             # NOTE: output_filter holds positions; with named tensors there are
             # none, and real clients send a filter that they expect ignored.
-            return Reply(torch_wire.encode(self._runner.run_map(named)))
+            return self._runner.run_map(named)
         if not request.inputs:
             raise BadRequest("the request has neither inputs nor map_inputs")
         arrays = [(array.dtype, array.values) for array in request.inputs]
-        return Reply(
-            torch_wire.encode(
-                self._runner.run_positional(arrays, request.output_filter)
-            )
-        )
-
-    def warm_up(self) -> None:
-        """Nothing to synthesize: a bare model does not say what it takes."""
+        return self._runner.run_positional(arrays, request.output_filter)
 
     def describe(self) -> dict[str, object]:
         # A script says neither dtype nor shape of the tensors that it takes, and
         # nothing of those in a dictionary.
-        names = () if self._runner.takes_dict else self._runner.input_names
+        names = () if self._runner.takes_dict else self._runner.argument_names
         return {
             "inputs": [
                 {"name": name, "shape": [-1], "type": "DT_INVALID"} for name in names
@@ -325,6 +443,28 @@ class BypassPipeline:
             "outputs": _described_outputs(self._runner),
             "takes": "map_inputs" if self._runner.takes_dict else "inputs",
         }
+
+    def describe_model(self) -> dict[str, object]:
+        # A bare model does not say which named tensors it reads.
+        names = () if self._runner.takes_dict else self._runner.argument_names
+        return _model(self._runner, signature({}, names))
+
+
+def _model(runner: ModelRunner, inputs: Signature) -> dict[str, object]:
+    return {
+        "platform": PLATFORM,
+        "inputs": inputs,
+        "outputs": signature(runner.empty_outputs, runner.output_names),
+        **facts(runner.package, shared=runner.shared),
+    }
+
+
+def _by_item(request: TorchRecRequest, lines: list[str]) -> dict[str, str]:
+    """Lines by item id; by row number for requests without ids."""
+    ids = request.item_ids.to_pylist() or [str(row) for row in range(len(lines))]
+    # NOTE: item tables may hold text that is no UTF-8, which no message takes.
+    texts = (line.encode("utf-8", "replace").decode() for line in lines)
+    return dict(zip(ids, texts, strict=True))
 
 
 def _described_outputs(runner: ModelRunner) -> list[dict[str, object]]:

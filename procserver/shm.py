@@ -30,6 +30,7 @@ from cython_ext.shm import Mapping
 from procserver.errors import SharedMemoryError
 
 SHM = Path("/dev/shm")
+CGROUP = Path("/sys/fs/cgroup")
 PREFIX = "procserver."
 FAMILY = b"PSRV"
 PROLOGUE = struct.Struct("<8sIIQ")
@@ -135,9 +136,44 @@ def allocate(
         ) from error
 
 
-def attach(name: str) -> Mapping:
+def available_memory() -> int | None:
+    """Bytes that may still be allocated here: the machine's, and the container's.
+
+    None: the kernel does not say.
+    """
+    free = [
+        value
+        for value in (_machine_memory(), _container_memory(CGROUP))
+        if value is not None
+    ]
+    return min(free, default=None)
+
+
+def _machine_memory() -> int | None:
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
+
+
+def _container_memory(group: Path) -> int | None:
+    """What is left of a cgroup (v2) with a limit; file cache counts as free."""
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        stat = (group / "memory.stat").read_text()
+    except (OSError, ValueError):
+        return None
+    cache = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)
+    return limit - used + (int(cache.group(1)) if cache else 0)
+
+
+def attach(name: str, *, copy_on_write: bool = False) -> Mapping:
     """Maps an existing segment read-only.
 
+    :param copy_on_write: writes are allowed and stay in this process
     :raises FileNotFoundError: if there is none of that name
     :raises SharedMemoryError: if it is empty or the system refuses
     """
@@ -151,7 +187,7 @@ def attach(name: str) -> Mapping:
         size = os.fstat(memory.fd).st_size
         if not size:
             raise SharedMemoryError(f"shared memory {name} is empty")
-        return Mapping(memory.fd, size)
+        return Mapping(memory.fd, size, copy_on_write=copy_on_write)
     finally:
         memory.close_fd()
 

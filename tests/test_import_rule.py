@@ -19,6 +19,7 @@ ALLOWED = {
     "pipeline": BELOW_ALL | SIBLINGS,
     "app": BELOW_ALL | {"pipeline", "wire"},
     "lifecycle": BELOW_ALL | SIBLINGS | {"pipeline", "app"},
+    "replay": BELOW_ALL | {"wire"},
     "demo": BELOW_ALL | {"fg", "wire"},
 }
 # The command line starts whatever it is asked for.

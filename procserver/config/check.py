@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from procserver.config.export import inspect
 from procserver.config.fetch import missing_driver
+from procserver.config.findings import Findings, Inspect
 from procserver.config.load import Loaded, load
 from procserver.config.secret import Url
 from procserver.config.service import ServiceConfig
@@ -22,8 +22,16 @@ def check(
     environ: Mapping[str, str],
     out: TextIO,
     err: TextIO,
+    inspect: Inspect,
 ) -> int:
     """Prints what would be served; secrets are masked.
+
+    Args:
+        path: the service JSON.
+        environ: as for :func:`procserver.config.load.load`.
+        out: takes the resolved service.
+        err: takes problems.
+        inspect: judges the model by its files.
 
     Returns:
         0 if the service could start (warnings included), 2 if not; then ``err``
@@ -38,18 +46,17 @@ def check(
     problems: list[str] = []
     warnings = list(loaded.warnings)
     if any(model.is_relative_to(c.folder(service.state_dir)) for c in service.copies):
-        summary = "copied at start, not examined"
+        found = Findings(summary="copied at start, not examined")
     else:
         found = inspect(service)
-        problems += found.problems
-        warnings += found.warnings
-        summary = found.summary
+    problems += found.problems
+    warnings += found.warnings
     problems += _items_problems(service)
     problems += _warm_up_problems(service)
     warnings += _driver_warnings(service)
     if problems:
         return _fail(problems, warnings, err)
-    for line in report(loaded, summary, warnings):
+    for line in report(loaded, found, warnings):
         _say(line, out)
     return 0
 
@@ -106,21 +113,23 @@ def _driver_warnings(service: ServiceConfig) -> list[str]:
     return [text for text in map(missing_driver, wanted) if text]
 
 
-def report(loaded: Loaded, summary: str, warnings: list[str]) -> Iterator[str]:
+def report(loaded: Loaded, found: Findings, warnings: list[str]) -> Iterator[str]:
     """The lines of the resolved service."""
     service = loaded.service
     yield f"service {service.name}"
     yield _line("processor", service.processor, f"engine {service.engine}")
     yield _line("token", service.token)
     yield _line("debug levels", "answered" if service.allow_debug else "refused")
-    yield _line("model", service.model_dir, summary)
+    yield _line("model", service.model_dir, found.summary)
+    for key, value in found.facts:
+        yield _line(key, value)
     yield _line("state folder", service.state_dir)
-    for key, value in (
+    for key, given in (
         ("warm_up_data_path", service.warm_up_data_path),
         ("oss_endpoint", service.oss_endpoint),
     ):
-        if value is not None:
-            yield _line(key, value)
+        if given is not None:
+            yield _line(key, given)
     yield from _section("metadata.rpc", service.rpc)
     yield from _section("metadata.eas", service.eas)
     yield from _section("model_config", service.model)
@@ -142,7 +151,7 @@ def report(loaded: Loaded, summary: str, warnings: list[str]) -> Iterator[str]:
         copied = f"; copy of {mount.remote}" if mount.local is None else ""
         yield _line(mount.mount_path, mount.folder(service.state_dir), mode + copied)
     yield from _section("procserver", service.host)
-    yield from _listed("notices", loaded.notices)
+    yield from _listed("notices", [*loaded.notices, *found.notices])
     yield from _listed("warnings", warnings)
 
 

@@ -89,13 +89,14 @@ class EnvConfig:
     no_grad_guard: bool = setting(
         "NO_GRAD_GUARD",
         Boolean(),
-        "No gradient bookkeeping; here inference never keeps any.",
+        "`1`: run under `torch.no_grad` alone. No gradients are ever kept here; by "
+        "default models run in inference mode, which a few do not take.",
         default=False,
     )
     tensorexpr_fallback: str | None = setting(
         "PYTORCH_TENSOREXPR_FALLBACK",
         Text(),
-        "`2`: leave out TorchScript's fusion compiler.",
+        "`2`: leave out TorchScript's fusion compiler. Read by torch itself.",
     )
     farm_hash: bool = setting(
         "USE_FARM_HASH_TO_BUCKETIZE",

@@ -1,9 +1,10 @@
 """``procserver``: our own settings, about this machine."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
-from procserver.config.kinds import Boolean, Devices, Integer, Text
+from procserver.config.kinds import Boolean, Devices, Integer, Number, Text
 from procserver.config.settings import setting
 
 
@@ -31,6 +32,23 @@ class HostConfig:
         "Folder that the service writes to. Also `$PROCSERVER_STATE`.",
         shown_default="the user's state folder",
     )
+    model_version: str = setting(
+        "model_version",
+        Text(
+            r"(?!.*\.tmp)[A-Za-z0-9][A-Za-z0-9._\-]{0,127}",
+            '"latest" or the name of a version',
+        ),
+        "Version to serve of a `model_path` that holds several: `latest`, or the "
+        "name of a version's folder.",
+        default="latest",
+    )
+    hot_export: Path | None = setting(
+        "hot_export",
+        Text(name="path"),
+        "Folder of dense hot exports, whose newest version is served over the "
+        "export at `model_path`. Relative to the JSON file.",
+        shown_default="`dense_hot_export` below `model_path`, if there is one",
+    )
     allow_debug: bool | None = setting(
         "allow_debug",
         Boolean(),
@@ -55,5 +73,19 @@ class HostConfig:
         "pin_cores",
         Boolean(),
         "Bind each CPU worker to a core of its own.",
+        default=True,
+    )
+    warmup_seconds: float = setting(
+        "warmup_seconds",
+        Number(0, 86_400),
+        "Longest time for which recorded requests are replayed before a worker is "
+        "ready. Requests made up from `fg.json` come before that.",
+        default=60.0,
+        unit="s",
+    )
+    share_weights: bool = setting(
+        "share_weights",
+        Boolean(),
+        "Keep one copy of the model's weights in shared memory for all workers.",
         default=True,
     )

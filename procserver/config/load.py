@@ -138,6 +138,8 @@ class _Parser:
         places = Places(self.base, state, mounts)
         model_dir = self.model_dir(model, places, service["oss_endpoint"], root)
         self.paths(service, model, source, places)
+        if host["hot_export"] is not None:
+            host["hot_export"] = self.hot_export(host["hot_export"], places)
         self.contradictions(service, rpc, model, source)
         self.pending()
         if self.problems:
@@ -204,7 +206,17 @@ class _Parser:
         entry = model["model_entry"]
         if entry and (Path(entry).is_absolute() or ".." in Path(entry).parts):
             self.problems.append("model_entry: expected a path below model_path")
-        return folder / entry if entry else folder
+        return folder
+
+    def hot_export(self, given: str, places: Places) -> Path:
+        """The folder that a trainer publishes to; it must not be a copy."""
+        mount = places.mount_of(given)
+        if mount is not None and mount.local is None and mount.remote is not None:
+            self.problems.append(
+                f"procserver.hot_export: {mount.mount_path} would be copied once, at "
+                "the start; mount what the trainer publishes to"
+            )
+        return places.path(given)
 
     def fetched(self, url: Url, key: str, places: Places, endpoint: str | None) -> Path:
         """The local path of a path or URL; a URL is copied at start."""

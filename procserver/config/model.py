@@ -80,9 +80,9 @@ class ModelConfig:
     warmup_data_path: Path | None = setting(
         "warmup_data_path",
         Text(name="path"),
-        "Folder of captured requests: filled at the first start, replayed before "
-        "a worker is ready at later ones.",
-        pending=True,
+        "Folder of captured requests: filled from live requests at the first start, "
+        "replayed before a worker is ready at later ones. They hold features of "
+        "people.",
     )
     warmup_cnt_per_file: int = setting(
         "warmup_cnt_per_file",
@@ -90,15 +90,13 @@ class ModelConfig:
         "How often each captured request is replayed.",
         default=20,
         unit="times",
-        pending=True,
     )
     warmup_pb_files_count: int = setting(
         "warmup_pb_files_count",
         Integer(0, 1_000_000),
-        "Requests to capture for the next start, in the whole service.",
+        "Requests to capture for the next start, in the whole service. 0: none.",
         default=64,
         unit="files",
-        pending=True,
     )
     long_request_threshold_ms: float = setting(
         "long_request_threshold",
@@ -106,14 +104,13 @@ class ModelConfig:
         "A slower request is logged with the time of each stage.",
         default=200.0,
         unit="ms",
-        pending=True,
     )
     save_long_request: bool = setting(
         "save_long_request",
         Boolean(),
-        "Save slow requests below `torch_req`.",
+        "Save slow requests in `torch_req` in the model directory, or in the state "
+        "directory where that cannot be written.",
         default=False,
-        pending=True,
     )
     save_req: bool = setting(
         "save_req",
@@ -126,7 +123,7 @@ class ModelConfig:
         "request_log_path",
         Text(name="path"),
         "Folder for requests of debug level 100 and their features.",
-        pending=True,
+        shown_default="`request_log` in the state directory",
     )
     background_feature_thread_num: int = setting(
         "background_feature_thread_num",
@@ -134,21 +131,22 @@ class ModelConfig:
         "Threads that write the request log, in the whole service.",
         default=4,
         unit="threads",
-        pending=True,
     )
     inter_op_parallelism_threads: int | None = setting(
         "inter_op_parallelism_threads",
         Integer(0, 1024),
-        "TensorFlow: threads over operations.",
+        "Threads over operations that a model runs at the same time; no more than "
+        "a worker's cores. 0: as many as these.",
+        shown_default="the worker's cores",
         unit="threads",
-        pending=True,
     )
     intra_op_parallelism_threads: int | None = setting(
         "intra_op_parallelism_threads",
         Integer(0, 1024),
-        "TensorFlow: threads inside an operation.",
+        "Threads inside an operation; no more than a worker's cores. 0: as many as "
+        "these.",
+        shown_default="the worker's cores",
         unit="threads",
-        pending=True,
     )
     model_path: Url | None = setting(
         "model_path",

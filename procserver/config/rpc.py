@@ -50,25 +50,25 @@ class RpcConfig:
     batching: bool = setting(
         "batching",
         Boolean(),
-        "Merge concurrent requests into one forward pass.",
+        "Merge concurrent requests of a worker into one forward pass. Requests of "
+        "INPUT_TILE exports cannot be merged.",
         default=False,
-        pending=True,
     )
     max_batch_size: int = setting(
         "max_batch_size",
         Integer(1, 65536),
-        "Most requests in one merged forward pass; with `batching` only.",
+        "Most requests in one merged forward pass, which has `max_items` items at "
+        "most; with `batching` only. A worker gets this many request threads.",
         default=16,
         unit="requests",
-        pending=True,
     )
     max_batch_timeout_ms: int = setting(
         "max_batch_timeout",
         Integer(0, 60_000),
-        "Longest wait for a batch to fill; with `batching` only.",
+        "Longest wait for a batch to fill, while other requests of the worker are "
+        "being prepared; with `batching` only. A lone request never waits.",
         default=50,
         unit="ms",
-        pending=True,
     )
     rate_limit: int = setting(
         "rate_limit",

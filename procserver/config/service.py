@@ -20,7 +20,8 @@ from procserver.config.storage import Mount
 class ServiceConfig:
     """A service as it runs on this machine; every path is absolute.
 
-    ``model_dir`` may be a single TorchScript file. ``copies`` are the mounts
+    ``model_dir`` may be a single TorchScript file; ``model.model_entry`` is a path
+    below it, or below the version of it that is served. ``copies`` are the mounts
     that :func:`procserver.config.fetch.fetch` has to copy before the start;
     paths that lie in them exist only afterwards.
     """
@@ -54,8 +55,9 @@ class ServiceConfig:
     warm_up_data_path: Path | None = setting(
         "warm_up_data_path",
         UrlText(),
-        "Request bodies replayed before a worker is ready: a `.bin` or `.pb` file, "
-        "or a folder of them. A path or a URL.",
+        "Requests replayed 5 times each before a worker is ready: a file or a folder "
+        "of files. `.bin`, `.pb`: one request body, or its base64; `.txt`: base64 "
+        "of one on each line. A path or a URL.",
     )
     oss_endpoint: str | None = setting(
         "oss_endpoint", Text(), "Endpoint for `oss://` URLs that name no own one."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cython_ext.fg_bucket import BucketTable
 from cython_ext.fg_text import read_integer, read_number
+from procserver.fg.assets import asset_path
 from procserver.fg.entry import INT64_MAX, Entry
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _vocab_dict(entry: Entry, key: str, found: Any, _: Path) -> Bucketizer:
 def _vocab_file(entry: Entry, key: str, found: Any, asset_dir: Path) -> Bucketizer:
     name = entry.as_text(key, found)
     try:
-        data = (asset_dir / name).read_bytes()
+        data = asset_path(asset_dir, name).read_bytes()
         data.decode()
     except (OSError, ValueError) as error:
         reason = "is not UTF-8" if isinstance(error, ValueError) else "cannot be read"

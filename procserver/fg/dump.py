@@ -1,29 +1,34 @@
 """The debug dump: generated tensors as one line of text per row (spec section 5)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from procserver.fg.plan import Plan, PlannedFeature
+from cython_ext.column import Column, Kind, value_kind
+from procserver.fg.plan import FeatureSide, Plan, PlannedFeature
 
 Texts = list[str]
 
 
-def dump_rows(plan: Plan, tensors: Mapping[str, NDArray[Any]]) -> Texts:
+def dump_rows(
+    plan: Plan,
+    tensors: Mapping[str, NDArray[Any]],
+    sides: Collection[FeatureSide] = ("user", "item", "crossing"),
+) -> Texts:
     """Lines to compare with those of another Feature Generator.
 
     ``name:value`` joined by `` | ``, in the order of ``fg.json``. Several ids or
     numbers are joined by ``,``, elements of a sequence by its delimiter; weighted
     ids are ``id:weight``, sorted as text because their order is not specified.
     Numbers are written as numpy writes float32. Features that have one row while
-    others have more are repeated.
+    others have more are repeated. Features of other sides than ``sides`` are left out.
     """
     cells = {
         feature.spec.name: _cells(feature, tensors)
         for feature in plan.features
-        if feature.emitted
+        if feature.emitted and feature.side in sides
     }
     rows = max((len(texts) for texts in cells.values()), default=0)
     if any(not texts for texts in cells.values()):
@@ -66,3 +71,37 @@ def _joined(
     spans = zip([0, *ends[:-1]], ends, strict=True) if ends else ()
     parts = (texts[start:end] for start, end in spans)
     return [joint.join(sorted(part) if ordered else part) for part in parts]
+
+
+def dump_columns(columns: Mapping[str, Column], rows: int) -> Texts:
+    """Input columns in the same form: what features are made of, a line a row.
+
+    Lists are joined by ``,``, lists of lists by ``;`` and ``,``, maps are
+    ``key:value`` joined by ``,``; a null is empty. A column of one row is repeated.
+    """
+    cells = {}
+    for name, column in columns.items():
+        single = value_kind(column.kind) == Kind.FLOAT32
+        values = column.to_pylist() or [None]
+        cells[name] = [_raw(value, single=single) for value in values]
+    return [
+        " | ".join(
+            f"{name}:{texts[row] if len(texts) > 1 else texts[0]}"
+            for name, texts in cells.items()
+        )
+        for row in range(rows)
+    ]
+
+
+def _raw(value: Any, *, single: bool) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        value = list(value.items())
+    if isinstance(value, tuple):
+        key, inner = value
+        return f"{key}:{_raw(inner, single=single)}"
+    if isinstance(value, list):
+        nested = any(isinstance(one, list) for one in value)
+        return (";" if nested else ",").join(_raw(v, single=single) for v in value)
+    return str(np.float32(value)) if single else str(value)

@@ -240,6 +240,10 @@ class FeatureGenerator:
         """
         return dump_rows(self.plan, tensors)
 
+    def dump_items(self, tensors: Mapping[str, NDArray[Any]]) -> list[str]:
+        """The same without features of the user alone."""
+        return dump_rows(self.plan, tensors, ("item", "crossing"))
+
     # ------------------------------------------------------------- describing
 
     @cached_property

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from procserver.fg.assets import asset_path
 from procserver.fg.feature import FeatureSpec
 from procserver.fg.plan import Plan, PlannedFeature
 
@@ -183,7 +184,7 @@ def _file_digest(folder: Path, name: str) -> str | None:
     if not name:
         return None
     try:
-        with (folder / name).open("rb") as file:
+        with asset_path(folder, name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return None

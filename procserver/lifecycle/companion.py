@@ -3,18 +3,16 @@
 from procserver.config import ServiceConfig
 from procserver.fg import FeatureGenerator
 from procserver.fg.pregenerated import Pregenerator
-from procserver.model.package import open_package
+from procserver.model.package import ModelPackage
 
 
-def open_maker(service: ServiceConfig) -> Pregenerator | None:
+def open_maker(service: ServiceConfig, package: ModelPackage) -> Pregenerator | None:
     """Generates the features of the service's export; None: there are none.
 
+    :param package: the model version that the workers serve
     :raises ServiceError: if the export cannot be read
     """
-    if service.model.fg_mode != "normal":
-        return None
-    package = open_package(service.model_dir, input_tile=service.envs.input_tile)
-    if package.fg_json is None:
+    if service.model.fg_mode != "normal" or package.fg_json is None:
         return None
     return Pregenerator(
         FeatureGenerator(package.fg_json, farm_hash=service.envs.farm_hash)

@@ -21,6 +21,8 @@ from procserver.errors import ProcserverError, SourceError
 from procserver.itemcache.control import ControlSegment
 from procserver.lifecycle.process import Closable, close_sockets, die_with_parent
 from procserver.lifecycle.reports import Message, Reporter, Reports
+from procserver.model.package import ModelPackage
+from procserver.observe import metrics
 
 log = logging.getLogger("procserver.lifecycle")
 
@@ -31,8 +33,11 @@ LONGEST_PAUSE = 30.0
 class Refresher:
     """Owns the control segment and the child that writes generations."""
 
-    def __init__(self, service: ServiceConfig, source: SourceConfig) -> None:
+    def __init__(
+        self, service: ServiceConfig, source: SourceConfig, package: ModelPackage
+    ) -> None:
         self._service = service
+        self._package = package
         self._source = source
         self._control = ControlSegment.create(service.name)
         self.control_name = self._control.name
@@ -55,6 +60,7 @@ class Refresher:
                 os.close(self._commands)
                 _run_child(
                     self._service,
+                    self._package,
                     self._source,
                     self._control,
                     reports.in_child(),
@@ -72,6 +78,7 @@ class Refresher:
         os.close(reader)
         reports.in_master()
         self._reports = reports
+        metrics.REFRESHER_STARTS.add()
         log.info("refresher started (pid %d)", pid)
 
     def wait_for_first_generation(self) -> None:
@@ -122,6 +129,7 @@ class Refresher:
         if message["event"] == "published":
             self.published = True
             self._pause = FIRST_PAUSE
+            _measure(message)
             log.info(
                 "item cache generation %d: %d items, %.1f MB, built in %.2f s%s",
                 message["generation"],
@@ -134,7 +142,16 @@ class Refresher:
         elif message["event"] == "plain":
             log.warning("no features are generated ahead: %s", message["reason"])
         else:
+            metrics.CACHE_BUILDS.add(1, "failed")
             log.error("item cache build failed: %s", message["reason"])
+
+
+def _measure(message: Message) -> None:
+    metrics.CACHE_BUILDS.add(1, "published")
+    metrics.CACHE_GENERATION.set(message["generation"])
+    metrics.CACHE_ROWS.set(message["rows"])
+    metrics.CACHE_BYTES.set(message["bytes"] + message["companion_bytes"])
+    metrics.CACHE_AGE.mark()
 
 
 def _log_companion(message: Message) -> None:
@@ -161,6 +178,7 @@ def _without_credentials(text: str) -> str:
 
 def _run_child(
     service: ServiceConfig,
+    package: ModelPackage,
     source: SourceConfig,
     control: ControlSegment,
     reporter: Reporter,
@@ -169,6 +187,7 @@ def _run_child(
     listeners: Sequence[Closable],
 ) -> None:
     die_with_parent(parent)
+    metrics.join(metrics.REFRESHER)
     close_sockets(listeners)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         # The master ends its refresher itself, after the workers.
@@ -186,7 +205,7 @@ def _run_child(
             reporter.send("failed", reason=_without_credentials(str(outcome)))
 
     try:
-        maker = open_maker(service)
+        maker = open_maker(service, package)
     except ProcserverError as error:
         # The workers will refuse this export themselves, if need be.
         maker = None

@@ -4,40 +4,73 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 from procserver.app import Service
 from procserver.config import ServiceConfig
-from procserver.errors import ModelError, ProcserverError
+from procserver.errors import FgConfigError, ModelError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
-from procserver.model.loading import load
-from procserver.model.package import ModelPackage, open_package
-from procserver.model.runner import ModelRunner
+from procserver.lifecycle.synthesis import (
+    FeatureRequests,
+    Synthesis,
+    TensorRequests,
+)
+from procserver.lifecycle.warmup import warm_up
+from procserver.model.integrity import total_bytes
+from procserver.model.loading import LoadedModel
+from procserver.model.package import ModelPackage
+from procserver.model.runner import Batching, ModelRunner
+from procserver.model.transfer import open_device
+from procserver.observe import metrics
+from procserver.observe.capture import start_capture
+from procserver.observe.reqlog import open_logs
 from procserver.pipeline import BypassPipeline, Pipeline, RankingPipeline
 from procserver.wire.auth import Authenticator
 
 log = logging.getLogger("procserver.lifecycle")
 
-WARM_UP_ROUNDS = 5
-WARM_UP_SUFFIXES = (".bin", ".pb")
-
 
 def build_service(
-    service: ServiceConfig, control_name: str | None, device: str
+    service: ServiceConfig,
+    package: ModelPackage,
+    control_name: str | None,
+    device: str,
+    obtain: Callable[[ModelPackage, str], LoadedModel],
+    *,
+    workers: int = 1,
+    on_device_lost: Callable[[], None] = lambda: None,
 ) -> Service:
     """Loads everything that one worker needs and warms it up.
 
+    :param package: the model version that all workers serve
     :param control_name: the cache's control segment; None without item source
     :param device: ``cpu`` or ``cuda:N``
+    :param obtain: gives the model of a package, for a device
+    :param workers: how many share what is configured for the service
+    :param on_device_lost: called when the GPU fails for good
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
-    package = open_package(service.model_dir, input_tile=service.envs.input_tile)
-    pipeline = _pipeline(service, package, control_name, device)
+    logs = open_logs(service, workers)
+    open_device(device)
+    model = obtain(package, device)
+    runner = ModelRunner(
+        model,
+        device=device,
+        outputs=service.model.outputs,
+        batching=_batching(service),
+        plain_no_grad=service.envs.no_grad_guard,
+        on_device_lost=on_device_lost,
+    )
+    pipeline, synthesis = _pipeline(service, package, control_name, runner)
     started = time.monotonic()
-    pipeline.warm_up()
-    _replay(pipeline, service.warm_up_data_path)
-    log.info("warmed up in %.2f s", time.monotonic() - started)
+    done = warm_up(pipeline, synthesis, service)
+    if runner.lost:
+        raise ModelError(f"device {device} failed during the warm-up")
+    log.info("warmed up in %.2f s with %s", time.monotonic() - started, done)
+    pipeline.request_log = logs.requests if service.allow_debug else None
+    metrics.MODEL.set(package.version, str(pipeline.describe_model()["weights"]))
+    metrics.MODEL_BYTES.set(total_bytes(package))
     token = service.token.reveal() if service.token is not None else None
     return Service(
         name=service.name,
@@ -46,6 +79,8 @@ def build_service(
         auth=Authenticator(token),
         max_body_bytes=service.host.max_body_bytes,
         decompressor=service.rpc.decompressor,
+        logs=logs,
+        capture=start_capture(service),
     )
 
 
@@ -53,12 +88,11 @@ def _pipeline(
     service: ServiceConfig,
     package: ModelPackage,
     control_name: str | None,
-    device: str,
-) -> Pipeline:
-    model = load(package, device=device)
-    runner = ModelRunner(model, device=device, outputs=service.model.outputs)
+    runner: ModelRunner,
+) -> tuple[Pipeline, Synthesis | None]:
+    """The pipeline, and what makes requests for it."""
     if service.model.fg_mode == "bypass":
-        return BypassPipeline(runner)
+        return BypassPipeline(runner), _tensor_requests(service, package, runner)
     if package.fg_json is None:
         raise ModelError(f"fg_mode is normal, but {package.directory} holds no fg.json")
     fg = FeatureGenerator(
@@ -75,31 +109,43 @@ def _pipeline(
                 log.warning(
                     "item input %r is in no item table: requests must send it", name
                 )
-    return RankingPipeline(
+    pipeline = RankingPipeline(
         fg,
         runner,
         cache,
         item_empty_score=service.model.item_empty_score,
         max_items=service.host.max_items,
     )
+    return pipeline, FeatureRequests(fg, cache, service.host.max_items)
 
 
-def _replay(pipeline: Pipeline, path: Path | None) -> None:
-    """Runs recorded request bodies (EAS ``warm_up_data_path``).
-
-    :raises ModelError: if the path is missing or holds no request; a request
-        that fails is logged and passed over
-    """
-    if path is None:
-        return
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [file for file in files if file.suffix in WARM_UP_SUFFIXES]
-    if not all(file.is_file() for file in files) or not files:
-        raise ModelError(f"warm_up_data_path: no request files (.bin, .pb) at {path}")
-    for file in files:
-        body = file.read_bytes()
+def _tensor_requests(
+    service: ServiceConfig, package: ModelPackage, runner: ModelRunner
+) -> Synthesis | None:
+    """What the export's ``fg.json`` says of its tensors, if there is one."""
+    reason = "no fg.json beside it"
+    if not runner.takes_dict:
+        reason = "its tensors are positional"
+    elif package.fg_json is not None:
         try:
-            for _ in range(WARM_UP_ROUNDS):
-                pipeline.predict(body)
-        except ProcserverError as error:
-            log.warning("warm-up request %s failed: %s", file.name, error)
+            fg = FeatureGenerator(package.fg_json, farm_hash=service.envs.farm_hash)
+            return TensorRequests(fg, tile=package.input_tile != 0)
+        except FgConfigError as error:
+            reason = str(error)
+    log.info(
+        "nothing is known of the tensors that the model takes (%s): "
+        "only recorded requests warm it up",
+        reason,
+    )
+    return None
+
+
+def _batching(service: ServiceConfig) -> Batching | None:
+    rpc = service.rpc
+    if not rpc.batching or rpc.max_batch_size == 1:
+        return None
+    return Batching(
+        most_requests=rpc.max_batch_size,
+        patience=rpc.max_batch_timeout_ms / 1000,
+        most_rows=service.host.max_items,
+    )

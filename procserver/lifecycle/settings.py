@@ -18,6 +18,8 @@ EXIT_CONFIG = 2
 # Threads of a worker that are left for health checks and refusals.
 FRONT_THREADS = 2
 MOST_THREADS = 256
+# Beyond it threads cost more than a larger pass gains.
+MOST_MERGED = 128
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,26 @@ def service_settings() -> Settings:
         service=service,
         remarks=(*loaded.warnings, *loaded.notices),
         workers=workers,
-        # The vendor counts request threads per service, we per worker.
-        turns=-(-service.rpc.worker_threads // workers),
+        turns=_turns(service, workers),
         # NOTE: all that wait may wait at one worker.
         threads=min(
             MOST_THREADS,
-            service.rpc.worker_threads + service.rpc.max_queue_size + FRONT_THREADS,
+            max(
+                service.rpc.worker_threads + service.rpc.max_queue_size,
+                _turns(service, workers),
+            )
+            + FRONT_THREADS,
         ),
         graceful_timeout=int(service.eas.termination_grace_period_s),
     )
+
+
+def _turns(service: ServiceConfig, workers: int) -> int:
+    """Requests that one worker processes; the vendor counts them per service.
+
+    With batching as many as one pass may merge, each being a request that waits.
+    """
+    turns = -(-service.rpc.worker_threads // workers)
+    if service.rpc.batching:
+        turns = max(turns, min(service.rpc.max_batch_size, MOST_MERGED) + 1)
+    return turns

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from concurrent import futures
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from procserver.errors import ProcserverError
 from procserver.lifecycle.admission import Admission
@@ -14,12 +15,21 @@ from procserver.lifecycle.boot import Master, master
 from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.http import HttpWorker, honour_close
 from procserver.lifecycle.process import die_with_parent, keep_memory
+from procserver.lifecycle.reports import Reporter, Reports
 from procserver.lifecycle.settings import FRONT_THREADS
+from procserver.observe import metrics
+from procserver.observe.reqlog import Logs
+
+if TYPE_CHECKING:
+    from procserver.model.loading import LoadedModel
+    from procserver.model.package import ModelPackage
 
 # gunicorn halts the master on exit code 3 of a worker; any other code means
 # "start another one".
 EXIT_HALT_SERVICE = 3
 EXIT_RESTART_WORKER = 1
+# How long a worker that ends goes on writing the request log.
+LOG_SECONDS = 2.0
 
 
 class Worker(HttpWorker):
@@ -28,6 +38,10 @@ class Worker(HttpWorker):
     slot: int
     workers: int
     cores: list[int]
+    reports: Reports
+    reporter: Reporter
+    forked: float
+    logs: Logs | None = None
 
     def init_process(self) -> None:
         self.request_seconds = master().service.rpc.keepalive_ms / 1000
@@ -42,7 +56,31 @@ class Worker(HttpWorker):
         # NOTE: OpenMP keeps the number of threads per calling thread.
         import torch
 
-        torch.set_num_threads(len(self.cores))
+        given = master().service.model.intra_op_parallelism_threads
+        torch.set_num_threads(threads_of(given, len(self.cores)))
+
+    def _start_operators(self) -> None:
+        """Threads between operators, which a script forks with ``torch.jit.fork``."""
+        import torch
+
+        given = master().service.model.inter_op_parallelism_threads
+        # NOTE: torch takes this once in a process, before anything runs.
+        torch.set_num_interop_threads(threads_of(given, len(self.cores)))
+
+    def retire(self) -> None:
+        """Answers what is under way, then ends; the master starts another worker."""
+        self.log.error("worker %s gives way to a new one", self.pid)
+        self.handle_exit(None, None)
+
+    def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
+        state = master()
+        return state.weights.obtain(
+            package,
+            device,
+            is_canary=self.age == state.canary,
+            report=self.reporter.send,
+            farm_hash=state.service.envs.farm_hash,
+        )
 
     def _admission(self, state: Master) -> Admission:
         rpc = state.service.rpc
@@ -63,11 +101,19 @@ class Worker(HttpWorker):
 
         state = master()
         try:
+            self._start_operators()
             self._start_thread()
             devices = state.service.host.device
             service = build_service(
-                state.service, state.control_name, devices[self.slot % len(devices)]
+                state.service,
+                state.package,
+                state.control_name,
+                devices[self.slot % len(devices)],
+                self._obtain_model,
+                on_device_lost=self.retire,
+                workers=self.workers,
             )
+            self.logs = service.logs
             service = replace(service, admission=self._admission(state))
             self.wsgi = honour_close(create_app(service))
         except ProcserverError as error:
@@ -77,10 +123,21 @@ class Worker(HttpWorker):
             sys.exit(EXIT_RESTART_WORKER if state.has_been_ready else EXIT_HALT_SERVICE)
 
 
+def threads_of(given: int | None, cores: int) -> int:
+    """A number of threads that a service JSON asks for, within a worker's cores.
+
+    The keys are meant for one process on a whole machine; 0 and none mean all.
+    """
+    return min(given, cores) if given else cores
+
+
 def post_fork(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, first of all."""
+    worker.forked = time.monotonic()
     die_with_parent(worker.ppid)
     keep_memory()
+    worker.reporter = worker.reports.in_child()
+    metrics.join(metrics.worker_row(worker.slot))
     state = master()
     for age, reports in state.reports.items():
         if age != worker.age:
@@ -93,4 +150,13 @@ def post_fork(server: Any, worker: Worker) -> None:
 
 def post_worker_init(worker: Worker) -> None:
     """Gunicorn hook: in the worker, loaded and warm, before it accepts."""
-    worker.reports.in_child().send("ready", pid=os.getpid())
+    worker.reporter.send("ready", pid=os.getpid())
+    seconds = time.monotonic() - worker.forked
+    worker.log.info("worker %d is ready %.2f s after its fork", worker.pid, seconds)
+
+
+def worker_exit(server: Any, worker: Worker) -> None:
+    """Gunicorn hook: in the worker, last of all, unless a signal killed it."""
+    if worker.logs is not None:
+        worker.logs.close(LOG_SECONDS)
+    worker.reporter.send("leaving")

@@ -12,6 +12,7 @@ import pytest
 
 from procserver import cli
 from procserver.config.check import check
+from procserver.model.inspection import inspect
 
 EXAMPLES = sorted(
     (Path(__file__).resolve().parents[2] / "conf" / "examples").glob("*.json")
@@ -21,7 +22,7 @@ CANARY = "c4n4ry"
 
 def run(path: Path, environ: dict[str, str]) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
-    status = check(path, environ, out, err)
+    status = check(path, environ, out, err, inspect)
     return status, out.getvalue(), err.getvalue()
 
 
@@ -163,105 +164,6 @@ def test_the_report_shows_given_values_and_defaults(
     assert ["zzz:", "unknown", "key"] in lines
 
 
-def test_input_tile_of_the_export_counts(
-    tmp_path: Path, minimal: dict[str, Any], export: Callable[..., Path]
-) -> None:
-    export(tmp_path / "m", INPUT_TILE="3")
-    document = minimal | {"model_path": "m", "processor_envs": {"INPUT_TILE": "2"}}
-    status, out, _ = run(write(tmp_path, document), {"HOME": "/h"})
-    assert status == 0
-    assert "exported with 3, which counts" in out
-
-
-def _no_fg(folder: Path) -> None:
-    (folder / "fg.json").unlink()
-
-
-def _no_model(folder: Path) -> None:
-    (folder / "scripted_model.pt").rename(folder / "other.pt")
-
-
-def _aot(folder: Path) -> None:
-    (folder / "scripted_model.pt").unlink()
-    (folder / "aoti").mkdir()
-
-
-def _rtp(folder: Path) -> None:
-    (folder / "scripted_model.pt").unlink()
-    (folder / "model-000000-of-000001.safetensors").write_bytes(b"")
-
-
-def _bad_fg(folder: Path) -> None:
-    (folder / "fg.json").write_text('{"features": [}')
-
-
-def _no_list(folder: Path) -> None:
-    (folder / "fg.json").write_text("{}")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "text"),
-    [
-        (_no_fg, 'no fg.json, which fg_mode "normal" needs'),
-        (_no_model, "no scripted_model.pt in it, only other.pt"),
-        (_aot, "an AOTInductor export"),
-        (_rtp, "an RTP export"),
-        (_bad_fg, "fg.json: line 1, column 15: not JSON"),
-        (_no_list, 'no list "features" in it'),
-    ],
-)
-def test_folders_that_are_no_export(
-    spoil: Callable[[Path], None],
-    text: str,
-    tmp_path: Path,
-    minimal: dict[str, Any],
-    export: Callable[..., Path],
-) -> None:
-    spoil(export(tmp_path / "m"))
-    document = minimal | {
-        "model_path": "m",
-        "model_config": {"fg_mode": "normal", "remote_type": "none"},
-    }
-    status, _, err = run(write(tmp_path, document), {"HOME": "/h"})
-    assert status == 2
-    assert text in err
-
-
-def test_missing_model_folder(tmp_path: Path, minimal: dict[str, Any]) -> None:
-    document = minimal | {"model_path": "nowhere"}
-    status, _, err = run(write(tmp_path, document), {"HOME": "/h"})
-    assert status == 2
-    assert f"model folder {tmp_path / 'nowhere'}: does not exist" in err
-
-
-def test_other_shapes_of_models(
-    tmp_path: Path, minimal: dict[str, Any], export: Callable[..., Path]
-) -> None:
-    (tmp_path / "bare.pt").write_bytes(b"PK")
-    export(tmp_path / "match" / "user")
-    export(tmp_path / "versions" / "20260101")
-    for path, summary in (
-        ("bare.pt", "TorchScript file"),
-        ("match", "match export: user"),
-        ("versions", "(versions)"),
-    ):
-        file = write(tmp_path, minimal | {"model_path": path})
-        status, out, err = run(file, {"HOME": "/h"})
-        assert (status, err) == (0, "")
-        assert summary in out
-    (tmp_path / "model.bin").write_bytes(b"")
-    file = write(tmp_path, minimal | {"model_path": "model.bin"})
-    assert run(file, {"HOME": "/h"})[0] == 2
-
-
-def test_saved_model(tmp_path: Path) -> None:
-    document = {"name": "s", "processor": "easyrec-2.4", "model_path": "m"}
-    (tmp_path / "m" / "1").mkdir(parents=True)
-    assert run(write(tmp_path, document), {"HOME": "/h"})[0] == 2
-    (tmp_path / "m" / "1" / "saved_model.pb").write_bytes(b"")
-    assert run(write(tmp_path, document), {"HOME": "/h"})[0] == 0
-
-
 def test_missing_local_items(
     tmp_path: Path, minimal: dict[str, Any], export: Callable[..., Path]
 ) -> None:
@@ -306,7 +208,8 @@ def test_the_process(data: Path, environ: dict[str, str]) -> None:
         "import sys; from procserver.cli import main; status = main(sys.argv[1:]);"
         "heavy = {'torch', 'pyarrow', 'numpy', 'falcon'} & set(sys.modules);"
         "rooms = [m for m in sys.modules if m.startswith('procserver.')"
-        " and m.split('.')[1] not in ('config', 'errors', 'cli', 'demo', 'offline')];"
+        " and m.split('.')[1] not in"
+        " ('config', 'errors', 'cli', 'demo', 'offline', 'model')];"
         "print(heavy, rooms, file=sys.stderr); sys.exit(status)"
     )
     file = str(data / "torcheasyrec_with_fg.json")

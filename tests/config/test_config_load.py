@@ -333,9 +333,33 @@ def test_model_entry_stays_below_the_model(
 ) -> None:
     document = minimal | {"model_path": "export", "model_entry": "user"}
     service = config.parse(document, "/srv", environ).service
-    assert service.model_dir == Path("/srv/export/user")
+    # Between the two there may be a version.
+    assert service.model_dir == Path("/srv/export")
+    assert service.model.model_entry == "user"
     for entry in ("../x", "/etc"):
         assert problems(document | {"model_entry": entry}, environ)
+
+
+def test_versions_and_hot_exports(
+    minimal: dict[str, Any], environ: dict[str, str]
+) -> None:
+    host = config.parse(minimal, "/srv", environ).service.host
+    assert (host.model_version, host.hot_export) == ("latest", None)
+    document = minimal | {"procserver": {"model_version": 7, "hot_export": "hot"}}
+    host = config.parse(document, "/srv", environ).service.host
+    assert (host.model_version, host.hot_export) == ("7", Path("/srv/hot"))
+    for name in ("../7", "a/b", ".hidden", "7.tmp", "7.tmp.31"):
+        found = problems(minimal | {"procserver": {"model_version": name}}, environ)
+        assert "the name of a version" in found[0]
+
+
+def test_hot_exports_are_not_copied(
+    minimal: dict[str, Any], environ: dict[str, str]
+) -> None:
+    mount = {"mount_path": "/hot", "oss": {"path": "oss://bucket/hot"}}
+    document = minimal | {"storage": [mount], "procserver": {"hot_export": "/hot/x"}}
+    found = problems(document, environ)
+    assert any("procserver.hot_export: /hot would be copied once" in f for f in found)
 
 
 def test_no_model_at_all(minimal: dict[str, Any], tmp_path: Path) -> None:

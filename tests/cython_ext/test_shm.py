@@ -58,6 +58,19 @@ print("written")
     assert "written" not in done.stdout
 
 
+def test_what_is_written_copy_on_write_stays_here(fd: int) -> None:
+    writer = Mapping(fd, 4096, writable=True)
+    memoryview(writer)[:3] = b"abc"
+    ours = Mapping(fd, 4096, copy_on_write=True)
+    theirs = Mapping(fd, 4096, copy_on_write=True)
+    assert ours.writable
+    memoryview(ours)[:1] = b"x"
+    assert memoryview(ours)[:3].tobytes() == b"xbc"
+    assert memoryview(theirs)[:3].tobytes() == b"abc"
+    assert memoryview(writer)[:3].tobytes() == b"abc"
+    assert os.pread(fd, 3, 0) == b"abc"
+
+
 def test_words_are_checked(fd: int) -> None:
     mapping = Mapping(fd, 4096, writable=True)
     mapping.store(4088, 2**64 - 1)

@@ -10,6 +10,7 @@ from procserver.errors import BadTensor, ModelError, PredictFailed
 from procserver.model.loading import load
 from procserver.model.package import open_package
 from procserver.model.runner import ModelRunner
+from procserver.observe.metrics import NAN_SCORES, REGISTRY
 
 FLOAT, HALF, INT64, BFLOAT16 = 1, 19, 9, 14
 
@@ -119,11 +120,11 @@ def test_failures_name_the_tensor_and_never_show_source(tmp_path: Path) -> None:
     with pytest.raises(BadTensor, match=r"needs 'price\.values'"):
         ours.run_map(wire)
     wire["price.values"] = (FLOAT, np.ones((3, 1), np.float32))
-    with pytest.raises(BadTensor, match=r"price\.values float32\[3, 1\]") as refused:
+    with pytest.raises(BadTensor, match=r"price\.values: float32\[3, 1\]") as refused:
         ours.run_map(wire)
     assert "forward" not in str(refused.value)
     wire = {name: (1, array) for name, array in batch([1, 9]).items()}
-    with pytest.raises(BadTensor, match="outside of its embedding table"):
+    with pytest.raises(BadTensor, match="outside of its table"):
         ours.run_map(wire)
 
 
@@ -149,3 +150,52 @@ def test_empty_outputs_are_learnt_from_a_warm_up(tmp_path: Path) -> None:
     assert ours.output_names == ("probs",)
     assert ours.empty_outputs["probs"].shape == (0,)
     assert ours.empty_outputs["probs"].dtype == np.float32
+    ours.learn_outputs({"other": np.zeros((1, 3))}, 1)
+    assert list(ours.empty_outputs) == ["probs"]
+
+
+class Odd(torch.nn.Module):
+    def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        x = data["x"]
+        return {"p": torch.log(x), "rank": x.argsort()}
+
+
+def test_scores_that_are_no_numbers_are_counted_and_passed_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = runner(tmp_path, Odd())
+
+    def counted() -> list[int]:
+        block = REGISTRY.block
+        return [NAN_SCORES.read(block, REGISTRY.row, v) for v in ("nan", "inf")]
+
+    before = counted()
+    scores = ours.run({"x": np.array([1.0, -1.0, 0.0, -2.0], np.float32)})
+    assert np.array_equal(scores["p"], [0, np.nan, -np.inf, np.nan], equal_nan=True)
+    assert [b - a for a, b in zip(before, counted(), strict=True)] == [2, 1]
+    assert not caplog.text
+    ours.learn_outputs(scores, 4)
+    assert "output 'p' holds NaN" in caplog.text
+    assert "rank" not in caplog.text
+
+
+def test_gradients_are_kept_in_neither_mode(tmp_path: Path) -> None:
+    class Modes(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            y = data["x"] * self.w
+            return {
+                "inference": torch.full((1,), float(y.is_inference())),
+                "grad": torch.full((1,), float(y.requires_grad)),
+            }
+
+    found = []
+    for guard in (False, True):
+        out = runner(tmp_path, Modes(), plain_no_grad=guard).run(
+            {"x": np.ones(1, np.float32)}
+        )
+        found.append([float(out[name][0]) for name in ("inference", "grad")])
+    assert found == [[1.0, 0.0], [0.0, 0.0]]

@@ -38,3 +38,23 @@ def sdk() -> Callable[..., list[dict[str, Any]]]:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     return call
+
+
+@pytest.fixture(scope="session")
+def sdk_reads() -> Callable[[Path], dict[str, Any]]:
+    """What the SDK's messages find in a file of the request log."""
+
+    def read(path: Path) -> dict[str, Any]:
+        done = subprocess.run(
+            [str(SDK_PYTHON), str(Path(__file__).parent / "read_log.py")],
+            input=f"{path}\n",
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        content: dict[str, Any] = json.loads(done.stdout)
+        return content
+
+    return read

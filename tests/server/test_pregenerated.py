@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -60,7 +61,7 @@ def test_scores_with_and_without_are_equal_bit_for_bit(
     theirs = forward(server, known, list(range(len(known))))
     for name, values in theirs.items():
         assert np.array_equal(ours[name], values)
-    [companion] = [name for name in segments("ahead") if "-" in name]
+    [companion] = [n for n in segments("ahead") if re.search(r"\.\d+-", n)]
     (SHM / companion).unlink()
     for worker in workers:
         os.kill(worker, signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""What a service tells about itself: metrics, slow log, request log, captures."""

@@ -1,0 +1,257 @@
+"""Every metric of the service, declared once, so that all processes agree on it.
+
+``REQUESTS.add(1, "200")``, ``IN_FLIGHT.add(-1)``, ``CACHE_ROWS.set(n)``,
+``STAGE_SECONDS.observe(0.002, "run")``, ``MODEL.set("v12", "shared")``. Without a
+service around (library use, unit tests) everything counts in private memory. A
+service's master calls :func:`create` before it forks, every child :func:`join`.
+
+Label values are declared; an unknown one counts as ``other``.
+"""
+
+from __future__ import annotations
+
+from procserver.observe.block import Block
+from procserver.observe.instruments import Counter, Gauge, Histogram, Registry, Text
+
+STAGES = ("decode", "gather", "generate", "run", "encode")
+STATUSES = (
+    *("200", "400", "401", "404", "405", "408", "411", "413", "429", "450"),
+    *("499", "500", "503"),
+)
+SECONDS = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)
+
+MASTER = 0
+REFRESHER = 1
+FIRST_WORKER = 2
+# Rows that do not depend on the number of workers: those of a reload, of TTIN.
+SPARE_WORKERS = 16
+
+REGISTRY = Registry()
+_declare = REGISTRY.declare
+
+REQUESTS = _declare(
+    Counter(
+        "procserver_requests_total",
+        "Predict requests answered, by HTTP status.",
+        label="status",
+        values=STATUSES,
+    )
+)
+REQUEST_SECONDS = _declare(
+    Histogram(
+        "procserver_request_seconds",
+        "Time from a predict request's arrival in the app to its answer.",
+        SECONDS,
+    )
+)
+STAGE_SECONDS = _declare(
+    Histogram(
+        "procserver_stage_seconds",
+        "Time of one predict request in each stage.",
+        SECONDS,
+        label="stage",
+        values=STAGES,
+    )
+)
+QUEUE_SECONDS = _declare(
+    Histogram(
+        "procserver_queue_seconds",
+        "Time that requests waited before a worker took them up.",
+        SECONDS,
+    )
+)
+WORKER_REQUESTS = _declare(
+    Counter(
+        "procserver_worker_requests_total",
+        "Predict requests by worker slot: how even the load is.",
+        per_process=True,
+    )
+)
+IN_FLIGHT = _declare(
+    Gauge(
+        "procserver_in_flight",
+        "Predict requests being answered, by worker slot.",
+        per_process=True,
+    )
+)
+SLOW_REQUESTS = _declare(
+    Counter(
+        "procserver_slow_requests_total",
+        "Requests over long_request_threshold.",
+    )
+)
+ITEMS = _declare(Counter("procserver_items_total", "Items scored."))
+MISSING_ITEMS = _declare(
+    Counter(
+        "procserver_missing_items_total",
+        "Items of requests that the item cache does not hold.",
+    )
+)
+NAN_SCORES = _declare(
+    Counter(
+        "procserver_nan_scores_total",
+        "Output values that are no numbers, by what they are.",
+        label="class",
+        values=("nan", "inf"),
+    )
+)
+BATCHES = _declare(
+    Counter("procserver_batches_total", "Forward passes that merged requests.")
+)
+BATCHED_REQUESTS = _declare(
+    Counter(
+        "procserver_batched_requests_total",
+        "Requests answered from a merged forward pass.",
+    )
+)
+
+CACHE_GENERATION = _declare(
+    Gauge(
+        "procserver_cache_generation",
+        "Number of the newest item cache generation.",
+        aggregation="max",
+    )
+)
+CACHE_ROWS = _declare(
+    Gauge("procserver_cache_rows", "Items in the cache.", aggregation="last")
+)
+CACHE_BYTES = _declare(
+    Gauge(
+        "procserver_cache_bytes",
+        "Shared memory of the item cache.",
+        aggregation="last",
+    )
+)
+CACHE_AGE = _declare(
+    Gauge(
+        "procserver_cache_age_seconds",
+        "Time since the newest item cache generation was published.",
+        aggregation="age",
+    )
+)
+CACHE_BUILDS = _declare(
+    Counter(
+        "procserver_cache_builds_total",
+        "Builds of the item cache, by outcome.",
+        label="outcome",
+        values=("published", "failed"),
+    )
+)
+
+MODEL = _declare(
+    Text(
+        "procserver_model_info",
+        "The model that workers serve; weights are shared or own.",
+        ("version", "weights"),
+    )
+)
+MODEL_BYTES = _declare(
+    Gauge("procserver_model_bytes", "Size of the model.", aggregation="last")
+)
+SHARED_WEIGHTS_BYTES = _declare(
+    Gauge(
+        "procserver_shared_weights_bytes",
+        "Shared memory of the weights.",
+        aggregation="last",
+    )
+)
+WARM_UP = _declare(
+    Counter(
+        "procserver_warmup_requests_total",
+        "Warm-up requests of all workers, by outcome.",
+        label="outcome",
+        values=("synthesized", "replayed", "failed"),
+    )
+)
+WARM_UP_FILES = _declare(
+    Counter(
+        "procserver_warmup_files_total",
+        "Files of recorded requests; skipped: unusable, or beyond a limit.",
+        label="outcome",
+        values=("replayed", "skipped", "failed"),
+    )
+)
+CAPTURES = _declare(
+    Counter(
+        "procserver_captures_total",
+        "Requests kept for later warm-ups, by outcome.",
+        label="outcome",
+        values=("written", "dropped", "failed"),
+    )
+)
+LOG_ENTRIES = _declare(
+    Counter(
+        "procserver_log_entries_total",
+        "Requests for the request log, by outcome; dropped: the queue was full.",
+        label="outcome",
+        values=("written", "dropped", "failed"),
+    )
+)
+
+WORKER_STARTS = _declare(Counter("procserver_worker_starts_total", "Workers forked."))
+WORKER_DEATHS = _declare(
+    Counter(
+        "procserver_worker_deaths_total",
+        "Workers that ended, by cause; boot: before they were ready.",
+        label="cause",
+        values=("exit", "signal", "oom", "boot"),
+    )
+)
+REFRESHER_STARTS = _declare(
+    Counter("procserver_refresher_starts_total", "Starts of the refresher.")
+)
+WORKERS_READY = _declare(Gauge("procserver_workers_ready", "Workers that are ready."))
+RELOADS = _declare(
+    Counter(
+        "procserver_reloads_total",
+        "Reloads, by outcome.",
+        label="outcome",
+        values=("done", "refused", "rolled_back"),
+    )
+)
+UPTIME = _declare(
+    Gauge(
+        "procserver_uptime_seconds",
+        "Time since the service was started.",
+        aggregation="age",
+    )
+)
+REGISTRY.bind_private()
+
+
+def create(service: str, workers: int) -> Block:
+    """Makes the service's metrics segment; the master writes its row from now on.
+
+    :param workers: how many are wanted; reloads and TTIN find spare rows
+    :raises SharedMemoryError: if the system refuses
+    """
+    rows = FIRST_WORKER + 2 * workers + SPARE_WORKERS
+    block = REGISTRY.create(service, rows)
+    REGISTRY.bind(block, MASTER)
+    UPTIME.mark()
+    return block
+
+
+def join(row: int) -> None:
+    """This process, forked from the master, writes to ``row`` from now on.
+
+    Call before threads start. Without a service around nothing changes.
+    """
+    if REGISTRY.block is not None and REGISTRY.block.name is not None:
+        REGISTRY.bind(REGISTRY.block, row)
+
+
+def worker_row(slot: int) -> int:
+    """The row of a worker slot (0, 1, ...)."""
+    return FIRST_WORKER + slot
+
+
+def leave() -> None:
+    """Removes the service's segment (the master, last of all)."""
+    block = REGISTRY.block
+    if block is not None and block.name is not None:
+        REGISTRY.bind_private()
+        block.unlink()

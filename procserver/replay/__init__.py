@@ -1,0 +1,1 @@
+"""Saved requests sent again, and their answers compared."""
