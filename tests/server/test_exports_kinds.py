@@ -176,4 +176,8 @@ def test_what_is_served_is_told(kinds: SimpleNamespace) -> None:
     assert [o["name"] for o in told["item"]["outputs"]] == ["item_tower_emb"]
     assert told["item"]["user_features"] == []
     assert told["user"]["item_features"] == []
-    assert sorted(told["softmax"]["outputs"]) == ["logits", "probs", "probs1"]
+    assert sorted(o["name"] for o in told["softmax"]["outputs"]) == [
+        "logits",
+        "probs",
+        "probs1",
+    ]
