@@ -51,6 +51,11 @@ log = logging.getLogger("procserver.pipeline")
 Columns = Mapping[str, Column]
 Tensors = Mapping[str, np.ndarray]
 
+DTYPE_NAMES = {"float32": "FLOAT", "float64": "DOUBLE"} | {
+    name: name.upper()
+    for name in ("int64", "int32", "int16", "int8", "uint8", "complex64", "complex128")
+}
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -105,7 +110,10 @@ class Pipeline(Protocol):
         """
 
     def describe(self) -> dict[str, object]:
-        """Inputs and outputs of the service, for ``GET``."""
+        """What the service takes and returns, for ``GET``.
+
+        ``inputs`` and ``outputs`` are lists of name, shape (-1: any) and type.
+        """
 
     def describe_model(self) -> dict[str, object]:
         """The model behind the service, for ``/v2/models``."""
@@ -357,11 +365,23 @@ class RankingPipeline:
         return tensors
 
     def describe(self) -> dict[str, object]:
-        return {
+        sides = {
             "user_features": list(self._fg.user_inputs),
             "item_features": list(self._fg.item_inputs),
             "context_features": list(self._fg.context_inputs),
-            "outputs": list(self._runner.output_names),
+        }
+        return {
+            "inputs": [
+                {
+                    "name": name,
+                    "shape": [1 if side == "user_features" else -1],
+                    "type": "PBFeature",
+                }
+                for side, names in sides.items()
+                for name in names
+            ],
+            "outputs": _described_outputs(self._runner),
+            **sides,
         }
 
     def describe_model(self) -> dict[str, object]:
@@ -445,9 +465,15 @@ class BypassPipeline:
         return self._runner.run_positional(arrays, request.output_filter)
 
     def describe(self) -> dict[str, object]:
+        # A script says neither dtype nor shape of the tensors that it takes, and
+        # nothing of those in a dictionary.
+        names = () if self._runner.takes_dict else self._runner.argument_names
         return {
-            "inputs": "named tensors" if self._runner.takes_dict else "positional",
-            "outputs": list(self._runner.output_names),
+            "inputs": [
+                {"name": name, "shape": [-1], "type": "DT_INVALID"} for name in names
+            ],
+            "outputs": _described_outputs(self._runner),
+            "takes": "map_inputs" if self._runner.takes_dict else "inputs",
         }
 
     def describe_model(self) -> dict[str, object]:
@@ -463,6 +489,19 @@ def _model(runner: ModelRunner, inputs: Signature) -> dict[str, object]:
         "outputs": signature(runner.empty_outputs, runner.output_names),
         **facts(runner.package, shared=runner.shared),
     }
+
+
+def _described_outputs(runner: ModelRunner) -> list[dict[str, object]]:
+    """Outputs as the warm-up saw them; none are known before."""
+    described: list[dict[str, object]] = []
+    for name in runner.output_names:
+        sample = runner.empty_outputs.get(name)
+        shape = [-1] if sample is None else [-1, *sample.shape[1:]]
+        dtype = (
+            "FLOAT" if sample is None else DTYPE_NAMES.get(sample.dtype.name, "FLOAT")
+        )
+        described.append({"name": name, "shape": shape, "type": f"DT_{dtype}"})
+    return described
 
 
 def _fit(name: str, column: Column, rows: int) -> Column:
