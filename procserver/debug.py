@@ -28,6 +28,8 @@ log = logging.getLogger("procserver.debug")
 # Names of a request shown in one message.
 MOST_NAMES = 10
 LONGEST_NAME = 80
+# Unknown keys that are remembered, of each side.
+MOST_TOLD = 1000
 
 Columns = Mapping[str, Column]
 Tensors = Mapping[str, np.ndarray]
@@ -136,6 +138,8 @@ class Inspector:
             side, _, name = pk.partition(":")
             known.setdefault(side, set()).add(name)
         self._known = known
+        # Unknown keys that the log has named already, which is done once.
+        self._told: dict[str, set[str]] = {side: set() for side in SIDES}
 
     def check_keys(self, request: TorchRecRequest) -> None:
         """Every feature that was sent is an input of ``fg.json``.
@@ -147,15 +151,22 @@ class Inspector:
             "item": request.item,
             "context": request.context,
         }
+        told = self._told
         problems = [
             f"{side}_features: {_listed(unknown)}"
             for side, columns in sent.items()
-            if (unknown := sorted(columns.keys() - self._known[side]))
+            if (unknown := sorted(columns.keys() - self._known[side] - told[side]))
         ]
-        if problems and self._strict:
+        if not problems:
+            return
+        if self._strict:
             raise BadFeature("unknown keys in " + "; ".join(problems))
-        if problems:
-            log.info("unknown keys in %s", "; ".join(problems))
+        log.info("unknown keys in %s", "; ".join(problems))
+        for side, columns in sent.items():
+            # SAFETY: clients choose what they send; this is rare in earnest.
+            if len(told[side]) > MOST_TOLD:
+                told[side].clear()
+            told[side] |= columns.keys() - self._known[side]
 
     def check_tensors(self, tensors: Tensors, rows: int, *, tile: bool) -> None:
         """Generated tensors have a row for each item, and lengths that add up.
