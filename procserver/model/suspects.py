@@ -112,6 +112,10 @@ def _outliers(tensors: Tensors) -> Iterator[tuple[str, str]]:
         key=counts.__getitem__,
         default=1,
     )
+    size = tensors.get("batch_size")
+    if size is not None and size.numel() == 1 and int(size) != usual:
+        yield "batch_size", f"holds {int(size)} while most features have {usual} rows"
+        return
     for name, given in rows.items():
         if given != usual and not (given == 1 and one_allowed):
             yield name, f"most features have {usual} rows"

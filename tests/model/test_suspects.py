@@ -80,6 +80,9 @@ def test_one_row_is_no_outlier_of_a_tiled_export() -> None:
     found = suspects(more, Answered())
     assert found is not None
     assert found.startswith("w.lengths: ")
+    other = {**tiled, "batch_size": torch.tensor([3])}
+    told = "batch_size: int64[1], holds 3 while most features have 2 rows"
+    assert suspects(other, Answered()) == told
 
 
 def test_many_are_counted() -> None:
