@@ -83,7 +83,7 @@ class EnvConfig:
         "INPUT_TILE",
         _Tile(),
         "`2`: user features come once and are generated once. `3`: embedded once "
-        "too. `model_acc.json` of the export wins over it.",
+        "too. Counts only if the model has no `model_acc.json`, which records it.",
         shown_default="off",
     )
     no_grad_guard: bool = setting(

@@ -13,6 +13,7 @@ import importlib
 import logging
 import os
 import select
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,7 @@ def on_starting(server: Any) -> None:
     service = settings.service
     weights = Weights.of_version(service.name, 1, share=service.host.share_weights)
     state = _master = Master(settings, weights)
+    _end_cleanly_on_signals(server)
     for remark in settings.remarks:
         server.log.info("config: %s", remark)
     server.log.info(
@@ -131,6 +133,28 @@ def on_starting(server: Any) -> None:
         raise SystemExit(EXIT_NOT_STARTED) from error
     _halt_once(server)
     _call_on_each_turn(server)
+
+
+def _end_cleanly_on_signals(server: Any) -> None:
+    """Removes shared memory also when the start is broken off.
+
+    NOTE: gunicorn sets its own handlers, in place of these, after ``on_starting``;
+    until then a signal would end the process with all segments left behind.
+    """
+    parent = os.getpid()
+
+    def end(signum: int, frame: object) -> None:
+        if os.getpid() != parent:
+            # A child that has not set its own handlers yet.
+            os._exit(0)
+        server.log.info("%s: the start is broken off", signal.Signals(signum).name)
+        on_exit(server)
+        raise SystemExit(0)
+
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(signum, end)
+    # There is nothing to reload yet.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _find_model(server: Any, service: ServiceConfig) -> ModelPackage:

@@ -45,6 +45,25 @@ def check_ragged(arrays: Mapping[str, np.ndarray]) -> None:
                 )
 
 
+def check_batch_size(arrays: Mapping[str, np.ndarray]) -> None:
+    """Bounds the number of items that an INPUT_TILE export is told.
+
+    SAFETY: the export makes so many rows of the user's one, whatever the number is.
+
+    :raises BadTensor: if it is no number of rows that could be
+    """
+    size = arrays.get("batch_size")
+    if size is None:
+        return
+    if size.size != 1 or size.dtype.kind not in "iu":
+        raise BadTensor(
+            f"batch_size: expected one integer, got {size.dtype}{list(size.shape)}"
+        )
+    most = max((array.shape[0] for array in arrays.values() if array.ndim), default=0)
+    if not 0 <= int(size.item()) <= max(most, 1):
+        raise BadTensor(f"batch_size: {size.item()}, but no tensor has so many rows")
+
+
 def _check_count(
     name: str, lengths: np.ndarray, counted_name: str, counted: np.ndarray
 ) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from procserver.errors import BadTensor, DeviceLost, PredictFailed
-from procserver.model.suspects import Answered, described, suspects
+from procserver.model.suspects import Answered, described, suspects, wrong_batch_size
 
 log = logging.getLogger("procserver.model")
 
@@ -79,6 +79,9 @@ def explain(
     missing = _MISSING_KEY.search(text)
     if missing and missing.group(1) not in given:
         return BadTensor(f"map_inputs: the model needs {missing.group(1)!r}")
+    size = wrong_batch_size(given)
+    if size is not None:
+        return BadTensor(size)
     if _OUT_OF_RANGE.search(text):
         return BadTensor(_outside(text, given, runs))
     log.warning("the model refused a request's tensors: %s", text)

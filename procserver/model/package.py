@@ -11,6 +11,7 @@ from procserver.config.service import ServiceConfig
 from procserver.errors import ModelError
 from procserver.model.hot import HOT_FOLDER, current_hot_version, hot_root
 from procserver.model.kinds import (
+    ACC_JSON,
     DENSE_META,
     FG_JSON,
     SCRIPT,
@@ -115,7 +116,8 @@ def open_package(
 ) -> ModelPackage:
     """Finds the model under ``path``: an export, a versions root, a bare script.
 
-    :param input_tile: the environment's INPUT_TILE; ``model_acc.json`` wins
+    :param input_tile: the environment's INPUT_TILE; it counts for models without
+        ``model_acc.json`` only, which says of every other one how it was exported
     :param version: which version of a versions root: ``latest`` or a name
     :param entry: the part to serve, a path below ``path`` or below its version
     :param hot_export: the folder of dense hot exports over this base export;
@@ -235,17 +237,18 @@ def _package(
 ) -> ModelPackage:
     folder = place.folder
     acc = read_acc(folder)
-    tile = acc.get("INPUT_TILE")
+    recorded = (folder / ACC_JSON).is_file()
+    tile = _tile(acc.get("INPUT_TILE", "")) if recorded else input_tile or 0
     sparse = _sparse_files(folder) if kind is Kind.DISTRIBUTED else None
     if sparse is not None:
         # NOTE: the exporter forces this and need not record it.
-        tile = "3"
+        tile = 3
     fg_json = folder / FG_JSON
     return ModelPackage(
         directory=folder,
         script=script,
         fg_json=fg_json if fg_json.is_file() else None,
-        input_tile=_tile(tile) if tile is not None else input_tile or 0,
+        input_tile=tile,
         version=place.version or _stamped(script, name),
         acc=acc,
         sparse=sparse,

@@ -14,7 +14,7 @@ import torch
 
 from procserver.errors import BadTensor, ModelError, RequestError
 from procserver.model.batching import Outputs, Request, Turns
-from procserver.model.contract import Kind, check_ragged
+from procserver.model.contract import Kind, check_batch_size, check_ragged
 from procserver.model.failures import device_lost, explain, is_device_lost
 from procserver.model.loading import LoadedModel
 from procserver.model.merging import Proofs, split
@@ -152,6 +152,8 @@ class ModelRunner:
             )
         given = {name: array for name, (_, array) in tensors.items()}
         check_ragged(given)
+        if self.package.input_tile:
+            check_batch_size(given)
         joined = given if self._sparse is None else self._sparse.join(given)
         batch = {
             name: _tensor(tensors[name][0], array)

@@ -8,6 +8,9 @@ The script's inputs (spec/export.md 1e) are those of any other one, and ::
     <feature>__lengths                [rows] ids of each row
 
 where the rows of user-side tensors are one: the script tiles them itself.
+
+A feature that has several tables, as in a model with a wide and a deep part, stands
+there as ``<feature>@<table>``, once for each; its ids are given once.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from cython_ext.model_embedding import Lookups, Table, row_lengths
 from procserver.errors import BadTensor, ModelError
 from procserver.model.documents import read_object
 from procserver.model.package import ModelPackage
-from procserver.model.tables import SLOTS
+from procserver.model.tables import SLOTS, read_specs
 
 SEQUENCES = "sequence__ec"
 # What a feature of ids consists of.
@@ -42,6 +45,7 @@ class Pooled:
 class Single:
     """One feature whose ids each give a row of their own."""
 
+    name: str
     feature: str
     dim: int
 
@@ -66,6 +70,9 @@ class SparseEmbeddings:
             raise ModelError("this export has no sparse tables")
         self._files = package.sparse
         self._described = read_object(package.sparse.features)
+        self._readers = {
+            name: spec.readers for name, spec in read_specs(package.sparse).items()
+        }
         self._tables: dict[str, Table] = {}
         self._pooled: list[Pooled] = []
         self._singles: list[Single] = []
@@ -115,8 +122,8 @@ class SparseEmbeddings:
         for single in self._singles:
             feature = single.feature
             out = np.empty((values[feature].size, single.dim), np.float32)
-            joined[feature] = out
-            joined[f"{feature}__lengths"] = lengths[feature]
+            joined[single.name] = out
+            joined[f"{single.name}__lengths"] = lengths[feature]
             outs.append(out)
         if self._lookups is not None:
             self._lookups.run(
@@ -138,7 +145,7 @@ class SparseEmbeddings:
                     f"{self._files.features.name}: {impl!r} has pooling {pooling!r}, "
                     "which is neither SUM nor MEAN"
                 )
-            feature = impl.removesuffix("__ebc")
+            feature = impl.removesuffix("__ebc").partition("@")[0]
             features.append(feature)
             self._plan.append((feature, table, pooling, width))
             width += table.dim
@@ -149,9 +156,10 @@ class SparseEmbeddings:
         for impl in dict.fromkeys(names):
             if impl.endswith("__ec"):
                 table, _ = self._described_as(impl, tables)
-                feature = impl.removesuffix("__ec")
+                name = impl.removesuffix("__ec")
+                feature = name.partition("@")[0]
                 self._plan.append((feature, table, "NONE", 0))
-                self._singles.append(Single(feature, table.dim))
+                self._singles.append(Single(name, feature, table.dim))
             elif not impl.endswith("__lengths"):
                 raise ModelError(
                     f"{self._files.dense_meta.name}: {SEQUENCES!r} names {impl!r}, "
@@ -162,13 +170,20 @@ class SparseEmbeddings:
         self, impl: str, tables: Mapping[str, np.ndarray]
     ) -> tuple[Table, str]:
         """The table and the pooling of ``<feature>__ebc`` or ``<feature>__ec``."""
+        feature, suffix = impl.rsplit("__", 1) if "__" in impl else (impl, "")
+        feature, at, table = feature.partition("@")
         described = self._described.get(impl)
+        if at and described is None:
+            described = self._described.get(f"{feature}__{suffix}")
         if not isinstance(described, dict):
             raise ModelError(
                 f"{self._files.dense_meta.name} names {impl!r}, which "
                 f"{self._files.features.name} does not describe"
             )
         name = str(described.get("embedding_name"))
+        if at and name.rpartition(".")[2] != table:
+            # NOTE: sparse_features.json has room for one table of a feature.
+            name = self._table_of(f"{feature}__{suffix}", table) or f"*.{table}"
         if name not in tables:
             raise ModelError(
                 f"{self._files.features.name}: {impl!r} reads table {name!r}, which "
@@ -177,6 +192,15 @@ class SparseEmbeddings:
         if name not in self._tables:
             self._tables[name] = Table(tables[name], tables.get(name + SLOTS))
         return self._tables[name], str(described.get("pooling"))
+
+    def _table_of(self, impl: str, table: str) -> str | None:
+        """The one called ``table`` that ``impl`` reads."""
+        found = [
+            name
+            for name, readers in self._readers.items()
+            if name.rpartition(".")[2] == table and impl in readers
+        ]
+        return found[0] if len(found) == 1 else None
 
 
 def names_read(module: torch.jit.ScriptModule) -> frozenset[str] | None:

@@ -93,18 +93,40 @@ def _unlike_contract(tensors: Tensors) -> Iterator[tuple[str, str]]:
             yield name, "expected integers of one dimension or floats of two"
 
 
+def wrong_batch_size(tensors: Tensors) -> str | None:
+    """What is wrong with the number of items that an INPUT_TILE export was told.
+
+    Such a request fails in many ways: lengths of one feature end up as another's.
+    """
+    size = tensors.get("batch_size")
+    if size is None or size.numel() != 1:
+        return None
+    _, usual = _rows(tensors)
+    if usual is None or int(size) == usual:
+        return None
+    return f"batch_size: {int(size)}, but most features have {usual} rows"
+
+
 def _outliers(tensors: Tensors) -> Iterator[tuple[str, str]]:
     """Features whose number of rows is not that of most others.
 
     One row is what the user's features have in an INPUT_TILE export.
     """
+    rows, usual = _rows(tensors)
+    for name, given in rows.items():
+        if given != usual and not (given == 1 and "batch_size" in tensors):
+            yield name, f"most features have {usual} rows"
+
+
+def _rows(tensors: Tensors) -> tuple[dict[str, int], int | None]:
+    """Rows of each feature, and how many most of them have."""
     rows = {
         name: tensor.size(0)
         for name, tensor in tensors.items()
         if tensor.dim() and _has_rows(name, tensors)
     }
     if not rows:
-        return
+        return rows, None
     counts = Counter(rows.values())
     one_allowed = "batch_size" in tensors
     usual = max(
@@ -112,9 +134,7 @@ def _outliers(tensors: Tensors) -> Iterator[tuple[str, str]]:
         key=counts.__getitem__,
         default=1,
     )
-    for name, given in rows.items():
-        if given != usual and not (given == 1 and one_allowed):
-            yield name, f"most features have {usual} rows"
+    return rows, usual
 
 
 def _has_rows(name: str, tensors: Tensors) -> bool:

@@ -31,7 +31,8 @@ class TableSpec:
     """What ``sparse_embedding.json`` says of one table.
 
     ``dtype``: of the stored values, "uint8" for INT8 rows;
-    ``entries``: names in the dynamic shards of keys, values and default row.
+    ``entries``: names in the dynamic shards of keys, values and default row;
+    ``readers``: ``<feature>__ebc`` and ``<feature>__ec`` that look up in it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class TableSpec:
     dim: int
     dtype: str
     entries: tuple[str, str, str] | None
+    readers: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -116,8 +118,14 @@ def _spec(name: str, content: object, file: str) -> TableSpec:
             str(content.get("value_name", f"{name}.values")),
             str(content.get("default_value_name", f"{name}.default_value")),
         )
+    readers = content.get("feat_name_impl")
     return TableSpec(
-        name, shape[0], shape[1], "uint8" if quantised else str(dtype), entries
+        name=name,
+        rows=shape[0],
+        dim=shape[1],
+        dtype="uint8" if quantised else str(dtype),
+        entries=entries,
+        readers=tuple(map(str, readers)) if isinstance(readers, list) else (),
     )
 
 

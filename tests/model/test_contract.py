@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from procserver.errors import BadTensor
-from procserver.model.contract import check_ragged, kind_of
+from procserver.model.contract import check_batch_size, check_ragged, kind_of
 
 
 def array(*values: float, dtype: str = "int64") -> np.ndarray:
@@ -86,3 +86,23 @@ def test_requests_of_one_kind_differ_in_rows_only() -> None:
     assert kind_of(turned) == (3, kind)
     for other in (torch.ones(3, 2), torch.ones(3), torch.ones(3, 1).double()):
         assert kind_of({**right, "price.values": other}) not in ((3, kind), (0, None))
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        (np.array(5), "batch_size: 5, but no tensor has so many rows"),
+        (np.array([10**12]), "batch_size: 1000000000000, but no"),
+        (np.array(-1), "batch_size: -1, but no"),
+        (np.array([2, 2]), r"batch_size: expected one integer, got int64\[2\]"),
+        (np.array(2.0), "batch_size: expected one integer, got float64"),
+    ],
+)
+def test_a_number_of_items_that_cannot_be(size: np.ndarray, told: str) -> None:
+    rows = {"price.values": np.ones((4, 1), np.float32)}
+    with pytest.raises(BadTensor, match=told):
+        check_batch_size({**rows, "batch_size": size})
+    for good in (np.array(4), np.array([2]), np.array(4, np.int32)):
+        check_batch_size({**rows, "batch_size": good})
+    check_batch_size(rows)
+    check_batch_size({"batch_size": np.array(1)})

@@ -24,7 +24,7 @@ def test_an_export_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("recorded", "environment", "tile"),
-    [("2", 3, 2), ("3_online", None, 3), ("", 2, 0), (None, 2, 2), (None, None, 0)],
+    [("2", 3, 2), ("3_online", None, 3), ("", 2, 0), (None, 2, 0), (None, None, 0)],
 )
 def test_the_recorded_input_tile_wins_over_the_environment(
     tmp_path: Path, recorded: str | None, environment: int | None, tile: int
@@ -32,6 +32,8 @@ def test_the_recorded_input_tile_wins_over_the_environment(
     acc = {} if recorded is None else {"INPUT_TILE": recorded}
     path = export(tmp_path / "export", **acc)
     assert open_package(path, input_tile=environment).input_tile == tile
+    (path / "model_acc.json").unlink()
+    assert open_package(path, input_tile=environment).input_tile == (environment or 0)
 
 
 def test_the_version_changes_with_the_script(tmp_path: Path) -> None:

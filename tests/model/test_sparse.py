@@ -379,6 +379,64 @@ def test_ids_that_the_script_does_not_read_end_here(tmp_path: Path) -> None:
     assert np.allclose(scores, expected + tensors["user_id.values"].sum(), atol=1e-5)
 
 
+def test_a_feature_of_several_tables_is_looked_up_in_each(tmp_path: Path) -> None:
+    """As a wide and a deep part read it: ``sparse_features.json`` knows one table."""
+    path = made.write_export(tmp_path / "export")
+    deep, wide = f"{made.EBC}category_emb", f"{made.EBC}category_emb_wide"
+    seq, short = (f"{made.SEQ}{n}.embeddings.category_{n}" for n in (8, 3))
+    rng = np.random.default_rng(3)
+    added = {
+        name: rng.normal(size=(rows, dim)).astype(np.float32)
+        for name, rows, dim in [(wide, 8, 2), (seq, 20, 8), (short, 20, 3)]
+    }
+    readers = {wide: "category__ebc", seq: "category__ec", short: "category__ec"}
+    sparse = path / "sparse"
+    file = sparse / "sparse_embeddings-00-of-01.npz"
+    with np.load(file) as archive:
+        stored = {**archive, **added}
+    np.savez(file, **stored)
+    tables = json.loads((sparse / "sparse_embedding.json").read_text())
+    known = json.loads((sparse / "sparse_features.json").read_text())
+    for name, table in added.items():
+        tables[name] = {
+            "feat_name_impl": [readers[name]],
+            "dtype": "float32",
+            "dimension": table.shape[1],
+            "shape": list(table.shape),
+        }
+        known[readers[name]]["embedding_name"] = name
+    made.put(sparse / "sparse_embedding.json", tables)
+    made.put(sparse / "sparse_features.json", known)
+    meta = {
+        "deep__wide__ebc": [
+            "category@category_emb_wide__ebc",
+            "tags__ebc",
+            "category@category_emb__ebc",
+        ],
+        "sequence__ec": [
+            *("category@category_8__ec", "category@category_8__lengths"),
+            *("category@category_3__ec", "category@category_3__lengths"),
+        ],
+    }
+    made.put(path / "dense_meta.json", meta)
+    tensors = made.request_tensors(5)
+    joined = embeddings(path).join(tensors)
+    ids, lengths = tensors["category.values"], tensors["category.lengths"]
+    pooled = joined["deep__wide__ebc"]
+    for name, columns in [(wide, slice(0, 2)), (deep, slice(8, 16))]:
+        expected = np.zeros_like(pooled[:, columns])
+        expected[lengths == 1] = stored[name][ids]
+        assert np.array_equal(pooled[:, columns], expected), name
+    for dim, name in [(8, seq), (3, short)]:
+        assert np.array_equal(joined[f"category@category_{dim}"], stored[name][ids])
+        assert np.array_equal(joined[f"category@category_{dim}__lengths"], lengths)
+
+    meta["deep__wide__ebc"][0] = "category@nowhere__ebc"
+    made.put(path / "dense_meta.json", meta)
+    with pytest.raises(ModelError, match=r"category@nowhere__ebc.*table '\*\.nowhere'"):
+        embeddings(path)
+
+
 def test_a_hot_dense_part_reads_the_tables_of_its_base(tmp_path: Path) -> None:
     path = made.write_export(tmp_path / "export", "int8")
     folder = exports.hot_version(path / "dense_hot_export", "20261121080000")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from procserver.model.suspects import Answered, suspects
+from procserver.model.suspects import Answered, suspects, wrong_batch_size
 
 GOOD = {
     "id.values": torch.tensor([1, 2, 3]),
@@ -80,6 +80,16 @@ def test_one_row_is_no_outlier_of_a_tiled_export() -> None:
     found = suspects(more, Answered())
     assert found is not None
     assert found.startswith("w.lengths: ")
+
+
+@pytest.mark.parametrize("size", [torch.tensor([3]), torch.tensor(3)])
+def test_a_batch_size_that_is_not_the_number_of_items(size: torch.Tensor) -> None:
+    told = "batch_size: 3, but most features have 2 rows"
+    assert wrong_batch_size({**GOOD, "batch_size": size}) == told
+    assert wrong_batch_size(GOOD) is None
+    assert wrong_batch_size({**GOOD, "batch_size": torch.tensor([2])}) is None
+    assert wrong_batch_size({**GOOD, "batch_size": torch.tensor([2, 2])}) is None
+    assert wrong_batch_size({"batch_size": size}) is None
 
 
 def test_many_are_counted() -> None:

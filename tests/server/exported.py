@@ -70,7 +70,12 @@ def service_json(
     :param more: further keys, ``model_config`` on top of what is there
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {"fg_mode": "normal", "item_empty_score": EMPTY_SCORE}
+    config: dict[str, Any] = {
+        "fg_mode": "normal",
+        "item_empty_score": EMPTY_SCORE,
+        # Bits are compared, which depend on it.
+        "intra_op_parallelism_threads": 1,
+    }
     if items:
         write_items(folder / "items.parquet")
         config |= {
@@ -220,8 +225,7 @@ def scores(
 
 
 def forward(export: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The export's script in this process, on one thread."""
-    torch.set_num_threads(1)
+    """The export's script in this process, on one thread as the servers."""
     model = torch.jit.load(str(export / "scripted_model.pt"))
     batch = {name: torch.from_numpy(array) for name, array in tensors.items()}
     with torch.inference_mode():

@@ -27,9 +27,13 @@ def free_port() -> int:
         return port
 
 
-def segments(service: str) -> list[str]:
-    """Shared-memory segments whose name holds the service's."""
-    return sorted(path.name for path in SHM.iterdir() if f".{service}." in path.name)
+def segments(server: LiveServer) -> list[str]:
+    """Shared-memory segments of this server's master, alive or not.
+
+    Another run of the tests may have a service of the same name.
+    """
+    start = f"procserver.{server.name}.{server.pid}."
+    return sorted(path.name for path in SHM.iterdir() if path.name.startswith(start))
 
 
 def children(pid: int) -> list[int]:
@@ -129,8 +133,7 @@ class LiveServer:
         if expect_clean:
             assert status == 0, self.text()
             assert "Traceback (most" not in self.text(), self.text()
-            # Another run of the tests may have a service of this name.
-            assert [n for n in segments(self.name) if f".{self.pid}." in n] == []
+            assert segments(self) == []
         return status
 
     def request(

@@ -116,8 +116,8 @@ def test_tables_are_kept_in_their_own_types(kinds: SimpleNamespace) -> None:
 def test_workers_share_the_weights_and_score_alike(kinds: SimpleNamespace) -> None:
     fields = {k: v for k, v in user(1).items() if k not in SHALLOW_USER}
     for name in ("softmax", "tasks"):
-        owned = f".{kinds.servers[name].pid}.weights-"
-        assert [segment for segment in segments(name) if owned in segment]
+        server = kinds.servers[name]
+        assert [segment for segment in segments(server) if ".weights-" in segment]
         request = ranking_request(fields, item_ids(7), columns=ITEM_TYPES)
         answers = {post(kinds.servers[name], request).body for _ in range(20)}
         assert len(answers) == 1

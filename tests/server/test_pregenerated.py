@@ -61,7 +61,7 @@ def test_scores_with_and_without_are_equal_bit_for_bit(
     theirs = forward(server, known, list(range(len(known))))
     for name, values in theirs.items():
         assert np.array_equal(ours[name], values)
-    [companion] = [n for n in cache_segments("ahead") if "-" in n]
+    [companion] = [n for n in cache_segments(server) if "-" in n]
     (SHM / companion).unlink()
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
@@ -82,10 +82,10 @@ def test_scores_with_and_without_are_equal_bit_for_bit(
     server.stop()
 
 
-def cache_segments(service: str) -> list[str]:
+def cache_segments(server: LiveServer) -> list[str]:
     """The item cache's segments: control, generation, companion."""
     ours = re.compile(r"\.(control|\d+(-\w+)?)$")
-    return [name for name in segments(service) if ours.search(name)]
+    return [name for name in segments(server) if ours.search(name)]
 
 
 def test_a_killed_refresher_builds_both_segments_again(
@@ -93,11 +93,11 @@ def test_a_killed_refresher_builds_both_segments_again(
 ) -> None:
     server = launch(tiny.write(tmp_path / "service", "again")).start()
     before = answers(server)
-    first = cache_segments("again")
+    first = cache_segments(server)
     assert len(first) == 3
     os.kill(min(children(server.pid)), signal.SIGKILL)
     wait_until(lambda: server.text().count("3 features generated ahead") == 2)
-    second = cache_segments("again")
+    second = cache_segments(server)
     assert len(second) == 3
     assert len(set(first) & set(second)) == 1, "the control segment"
     for one, other in zip(before, answers(server), strict=True):
@@ -116,4 +116,4 @@ def test_an_export_that_cannot_be_read_is_told_once_by_each(
     assert server.process.wait(60) == 3
     assert "no features are generated ahead: fg.json" in server.text()
     assert "Traceback (most" not in server.text()
-    assert segments("unread") == []
+    assert segments(server) == []

@@ -81,7 +81,6 @@ def forward(server: LiveServer, items: list[str], positions: list[int]):
     columns = columns_of(items, positions)
     tensors = FeatureGenerator(export / "fg.json").transform(columns)
     model = torch.jit.load(str(export / "scripted_model.pt"))
-    torch.set_num_threads(1)
     batch = {name: torch.from_numpy(array) for name, array in tensors.items()}
     for name, tensor in batch.items():
         # User features come with one row; the tiny model wants one per item.

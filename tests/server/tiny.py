@@ -187,6 +187,8 @@ def write(folder: Path, name: str, **overrides: Any) -> Path:
             "model_config": {
                 "fg_mode": "normal",
                 "item_empty_score": -1,
+                # Bits are compared, which depend on it.
+                "intra_op_parallelism_threads": 1,
                 "remote_type": "parquet",
                 "url": "items.parquet",
                 "tables": [{"key": "item_id"}],
