@@ -1,0 +1,300 @@
+"""Mutated messages through the wire kernels, compared with upb one by one.
+
+    PYTHONPATH=. python loadtest/fuzz.py --messages 10000000 [--seed 1]
+    PYTHONPATH=. python loadtest/fuzz.py --seconds 60
+    PYTHONPATH=. python loadtest/fuzz.py FILE...
+
+A message is a finding if upb decodes it and ours does not (or otherwise, or to other
+content), if what was decoded does not come back from an answer as it was, if decoding
+takes over 10 ms per KB, or asks for memory out of proportion. Memory that grows over
+the run is one as well. Bodies end at a page that may not be read; the last body is in
+``DIR/last_<protocol>.bin`` when the process dies. Findings are written to DIR; the
+exit status is 1 if there are any. Files are judged one by one.
+"""
+
+import argparse
+import contextlib
+import gc
+import hashlib
+import mmap
+import random
+import re
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from procserver.wire.torch import TorchRequest
+from tests.reference.guarded_page import GuardedPage
+from tests.reference.wire_mutations import MAX_BODY, Mutator
+from tests.reference.wire_noise import noisy
+from tests.reference.wire_random import torch_request, torchrec_request
+from tests.reference.wire_verdicts import (
+    PROTOCOLS,
+    TORCH,
+    TORCHREC,
+    VERDICTS,
+    Protocol,
+    agree,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPUS = ROOT / "tests" / "corpus"
+CAPTURES = ROOT / "tests" / "data" / "captures" / "bodies"
+RANDOM = {TORCHREC: torchrec_request, TORCH: torch_request}
+
+NS_PER_KB = 10_000_000
+# Memory that one message may ask for at most, beyond what the process has.
+ADDRESS_SPACE = 768 << 20
+GROWTH = 32 << 20
+# Messages after which the pools of seeds are full: then memory may not grow.
+SETTLED = 1_000_000
+REPORT_EVERY = 30.0
+
+
+class Finding(Exception):
+    """What is wrong with a message."""
+
+
+class LastBody:
+    """A file that holds the body at hand when the process dies."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(bytes(MAX_BODY + 4))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+
+    def note(self, body: bytes) -> None:
+        self._map[: len(body) + 4] = len(body).to_bytes(4, "little") + body
+
+
+def rss() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * mmap.PAGESIZE
+
+
+def decode_time(protocol: Protocol, body: memoryview) -> int:
+    """CPU nanoseconds of decoding, the best of three."""
+    best = 1 << 62
+    for _ in range(3):
+        start = time.thread_time_ns()
+        with contextlib.suppress(*VERDICTS):
+            protocol.decode(body)
+        best = min(best, time.thread_time_ns() - start)
+    return best
+
+
+def traits(result: Any) -> Iterator[Any]:
+    """What is particular about an outcome: new ones make a body a new seed."""
+    if isinstance(result, Exception):
+        yield re.sub(r"\d+", "#", str(result).rsplit("]", 1)[-1])
+    elif isinstance(result, TorchRequest):
+        for place in (result.inputs or [], (result.map_inputs or {}).values()):
+            for v in place:
+                flags = v.values.flags.owndata
+                yield int(v.dtype), v.values.ndim, min(v.values.size, 9), flags
+    else:
+        yield min(len(result.item_ids), 9), min(len(result.meta), 9)
+        for section in (result.user, result.context, result.item):
+            for column in section.values():
+                yield int(column.kind), min(len(column), 9)
+
+
+class Target:
+    """One protocol under fire."""
+
+    def __init__(self, protocol: Protocol, rng: random.Random, findings: Path) -> None:
+        self.protocol = protocol
+        self.verdicts: Counter[str] = Counter()
+        self.slowest = 0.0
+        self._rng = rng
+        self._page = GuardedPage(MAX_BODY)
+        self._last = LastBody(findings / f"last_{protocol.name}.bin")
+        self._mutator = Mutator(rng, protocol.message.DESCRIPTOR)
+        self._seen: set[Any] = set()
+        for path in sorted((CORPUS / protocol.name).glob("*.bin")):
+            self._mutator.add(path.read_bytes())
+        for path in sorted(CAPTURES.glob(f"*_{protocol.name}.bin")):
+            self._mutator.add(path.read_bytes())
+        for _ in range(500):
+            self._fresh()
+
+    def _fresh(self) -> None:
+        """A random message as a seed, written as no library writes it."""
+        message = RANDOM[self.protocol](self._rng)
+        body = noisy(message, self._rng)
+        if len(body) < 3000:
+            self._mutator.add(body)
+
+    def step(self) -> bytes:
+        """Judges one mutated body and returns it.
+
+        :raises Finding: with the body as second argument
+        """
+        if self._rng.random() < 0.002:
+            self._fresh()
+        body = self._mutator.body()
+        try:
+            result = self.judge(body)
+        except Exception as error:
+            raise Finding(f"{type(error).__name__}: {error}", body) from error
+        new = set(traits(result)) - self._seen
+        if new and len(body) < 3000:
+            self._seen |= new
+            self._mutator.add(body)
+        return body
+
+    def judge(self, body: bytes) -> Any:
+        """The decoded request, or the error that refuses it.
+
+        :raises Finding: if it is not as it should be
+        """
+        self._last.note(body)
+        view = self._page.holding(body)
+        kilobytes = max(1.0, len(body) / 1024)
+        result: Any
+        start = time.thread_time_ns()
+        try:
+            result = self.protocol.decode(view)
+        except tuple(VERDICTS) as error:
+            result = error
+        spent = (time.thread_time_ns() - start) / kilobytes
+        if spent > NS_PER_KB:
+            spent = decode_time(self.protocol, view) / kilobytes
+            if spent > NS_PER_KB:
+                raise Finding(f"{spent / 1e6:.1f} ms per KB")
+        self.slowest = max(self.slowest, spent)
+        if isinstance(result, Exception):
+            ours = VERDICTS[type(result)]
+            self.verdicts[ours] += 1
+        else:
+            ours = self.protocol.content(result)
+            self.protocol.answer(result)
+            self.verdicts["accepted"] += 1
+        theirs = self.protocol.by_upb(body)
+        if not agree(ours, theirs):
+            raise Finding(f"ours: {str(ours)[:300]}\nupb:  {str(theirs)[:300]}")
+        return result
+
+
+def judge_files(paths: list[Path], findings: Path) -> int:
+    """Judges single files, by the protocol that their folder or name says."""
+    bad = 0
+    for path in paths:
+        body = path.read_bytes()
+        if path.name.startswith("last_"):
+            body = body[4:][: int.from_bytes(body[:4], "little")]
+        for protocol in PROTOCOLS:
+            if protocol.name not in (path.parent.name, *re.split("[_.]", path.name)):
+                continue
+            target = Target(protocol, random.Random(0), findings)
+            try:
+                result = target.judge(body)
+            except Exception as error:
+                bad += 1
+                print(f"{path}: {type(error).__name__}: {error}")
+            else:
+                print(f"{path}: as upb: {str(result)[:200]}")
+    return 1 if bad else 0
+
+
+def limit_memory() -> None:
+    """One message that asks for much memory gets a MemoryError."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * mmap.PAGESIZE + ADDRESS_SPACE
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+class Run:
+    """A run over all protocols in turn, and its account."""
+
+    def __init__(self, targets: list[Target], findings: Path) -> None:
+        self._targets = targets
+        self._findings = findings
+        self._start = time.perf_counter()
+        self._settled = 0
+        self.messages = self.found = self.bytes = 0
+
+    def go(self, messages: int, seconds: float) -> None:
+        """Runs until either is reached, or 20 findings are."""
+        report = REPORT_EVERY
+        while self.messages < messages and self.found < 20:
+            target = self._targets[self.messages % len(self._targets)]
+            self.messages += 1
+            try:
+                self.bytes += len(target.step())
+            except Finding as finding:
+                self._write(target, *finding.args)
+            if self.messages == SETTLED:
+                gc.collect()
+                self._settled = rss()
+            if self.messages % 256 == 0:
+                elapsed = time.perf_counter() - self._start
+                if elapsed > seconds:
+                    break
+                if elapsed > report:
+                    report += REPORT_EVERY
+                    self.report()
+
+    def _write(self, target: Target, said: str, body: bytes) -> None:
+        self.found += 1
+        name = f"{target.protocol.name}_{hashlib.sha1(body).hexdigest()[:12]}.bin"
+        (self._findings / name).write_bytes(body)
+        print(f"FINDING {self._findings / name}: {said}", flush=True)
+
+    def grown(self) -> int:
+        """Bytes of memory gained since the pool was full."""
+        gc.collect()
+        return rss() - self._settled if self._settled else 0
+
+    def report(self) -> None:
+        elapsed = time.perf_counter() - self._start
+        cpu = time.process_time()
+        rate = self.messages / cpu * 3600 / 1e6
+        print(
+            f"{self.messages} messages, {self.bytes >> 20} MiB in {elapsed:.0f} s "
+            f"({cpu:.0f} s of CPU: {rate:.1f} million per core-hour), "
+            f"{self.found} findings, {rss() >> 20} MiB resident, "
+            f"{self.grown() >> 10} KiB grown",
+            flush=True,
+        )
+
+    def close(self) -> int:
+        self.report()
+        for target in self._targets:
+            counts = ", ".join(f"{n} {v}" for v, n in target.verdicts.most_common())
+            print(
+                f"  {target.protocol.name}: {counts}; slowest decoding "
+                f"{target.slowest / 1e6:.2f} ms per KB (bar 10)"
+            )
+        if self.grown() > GROWTH:
+            self.found += 1
+            print(f"FINDING: memory grew by {self.grown() >> 10} KiB")
+        return 1 if self.found else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="*", type=Path, help="judge these only")
+    parser.add_argument("--messages", type=int, default=1 << 62)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--findings", type=Path, default=ROOT / "build" / "fuzz")
+    parser.add_argument("--sanitized", action="store_true", help="no memory limit")
+    given = parser.parse_args()
+    given.findings.mkdir(parents=True, exist_ok=True)
+    if given.files:
+        return judge_files(given.files, given.findings)
+    rng = random.Random(given.seed)
+    run = Run([Target(p, rng, given.findings) for p in PROTOCOLS], given.findings)
+    if not given.sanitized:
+        limit_memory()
+    run.go(given.messages, given.seconds)
+    return run.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
