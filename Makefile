@@ -89,6 +89,7 @@ bench: $(VENV)/.loadtest demo/service.json
 micro: $(VENV)/.loadtest
 	for one in fg fg_expr fg_maps pregenerated batching; do \
 		PYTHONPATH=. $(BIN)/python loadtest/micro/$$one.py || exit 1; done
+	$(BIN)/python -m loadtest.micro.receive
 
 # What a worker costs with shared weights and without; MEMORY="--megabytes 64" is quick.
 MEMORY ?=

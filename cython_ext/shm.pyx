@@ -19,7 +19,7 @@ from posix.mman cimport (
     munmap,
 )
 
-from cython_ext.intrinsics cimport add_u64, load_u64, store_u64
+from cython_ext.intrinsics cimport add_u64, load_u64, store_u64, swap_u64
 
 
 cdef extern from *:
@@ -136,3 +136,12 @@ cdef class Mapping:
         if not self.writable:
             raise BufferError("the map is read-only")
         return add_u64(self.word(offset), value)
+
+    def swap(self, int64_t offset, uint64_t expected, uint64_t value) -> bool:
+        """Atomically stores ``value`` if the word is ``expected``; whether it did.
+
+        :raises BufferError: if the map is read-only
+        """
+        if not self.writable:
+            raise BufferError("the map is read-only")
+        return swap_u64(self.word(offset), expected, value)

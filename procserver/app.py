@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import falcon
 
@@ -18,7 +18,6 @@ from procserver.errors import (
     PredictFailed,
     RequestError,
     ServiceError,
-    TooLarge,
 )
 from procserver.observe import exposition, metrics
 from procserver.observe.capture import Capture
@@ -26,12 +25,41 @@ from procserver.observe.reqlog import Logs
 from procserver.observe.trace import Trace, record
 from procserver.pipeline import Pipeline
 from procserver.wire.auth import Authenticator
+from procserver.wire.compression import decompress
+from procserver.wire.receiving import BufferPool, receive
+from procserver.wire.refusal import error_body, status_line
 
 log = logging.getLogger("procserver.app")
 
-REASONS = {450: "Queue Full"}
-_READ_BYTES = 64 * 1024
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
+METHODS = ["GET", "POST"]
+_REST = r"(?:/[^?]*)?"
+
+
+class Admission(Protocol):
+    """Who may enter and when it is their turn (requests of the whole service)."""
+
+    def enter(self) -> AbstractContextManager[None]:
+        """A request's stay.
+
+        :raises TooManyRequests: over ``rpc.rate_limit``
+        :raises QueueFull: if ``rpc.max_queue_size`` requests are waiting
+        """
+
+    def turn(self, deadline: float) -> AbstractContextManager[None]:
+        """A place among those that are processed.
+
+        :raises OutOfTime: if the deadline (monotonic clock) passes
+        """
+
+
+class Unlimited:
+    """Everybody enters at once."""
+
+    def enter(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def turn(self, deadline: float) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,8 @@ class Service:
     pipeline: Pipeline
     auth: Authenticator
     max_body_bytes: int
+    decompressor: str | None = None
+    admission: Admission = field(default_factory=Unlimited)
     logs: Logs | None = None
     loaded_at: float = field(default_factory=time.time)
     capture: Capture | None = None
@@ -53,12 +83,19 @@ class Service:
 
 
 def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
-    """The WSGI application of one worker (spec/protocol.md section 1.1)."""
+    """The WSGI application of one worker (spec/protocol.md section 1.1).
+
+    ``wsgi.input`` must be a :class:`procserver.wire.receiving.BodySource` with a
+    ``deadline``.
+    """
     app = falcon.App(media_type="application/octet-stream", middleware=[Observer()])
     predict = Predict(service)
     app.add_route("/", predict)
     app.add_route("/api/predict/{name}", predict)
     app.add_sink(predict.on_subpath, r"/api/predict/(?P<name>[^/]+)/")
+    discovery = Discovery(service)
+    for prefix in Discovery.PREFIXES:
+        app.add_sink(discovery, rf"{prefix}/(?P<name>[^/]+){_REST}$")
     models = Models(service)
     for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         app.add_route(path, models)
@@ -77,26 +114,36 @@ class Predict:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._buffers = BufferPool()
 
     def on_post(
         self, req: falcon.Request, resp: falcon.Response, name: str | None = None
     ) -> None:
         self._authorize(req, name)
-        body = read_body(req, self._service.max_body_bytes)
+        service = self._service
+        source = req.env["wsgi.input"]
+        limit = service.max_body_bytes
         trace = req.context.trace
-        try:
-            reply = self._service.pipeline.predict(body, trace)
-        finally:
-            if self._service.logs is not None:
-                self._service.logs.slow.check(trace, body)
+        with (
+            service.admission.enter(),
+            receive(source, limit, self._buffers) as received,
+            service.admission.turn(source.deadline),
+        ):
+            body = decompress(received, limit, service.decompressor)
+            try:
+                reply = service.pipeline.predict(body, trace)
+            finally:
+                if service.logs is not None:
+                    service.logs.slow.check(trace, body)
+            if service.capture is not None and not reply.debug_level:
+                service.capture.offer(body, reply.rows)
+            # The buffer is free for another request when nothing looks at it.
+            del body
         resp.data = reply.body
         resp.content_type = "application/octet-stream"
-        resp.set_header("X-Model-Version", self._service.model_version)
+        resp.set_header("X-Model-Version", service.model_version)
         if reply.generation is not None:
             resp.set_header("X-Cache-Generation", str(reply.generation))
-        capture = self._service.capture
-        if capture is not None and not reply.debug_level:
-            capture.offer(body, reply.rows)
 
     def on_get(
         self, req: falcon.Request, resp: falcon.Response, name: str | None = None
@@ -105,6 +152,7 @@ class Predict:
         resp.content_type = falcon.MEDIA_JSON
         resp.media = {
             "name": self._service.name,
+            "signature_name": "forward",
             "model_version": self._service.model_version,
             **self._service.pipeline.describe(),
         }
@@ -118,7 +166,7 @@ class Predict:
         elif req.method == "GET":
             self.on_get(req, resp, path["name"])
         else:
-            raise falcon.HTTPMethodNotAllowed(["GET", "POST"])
+            raise falcon.HTTPMethodNotAllowed(METHODS)
 
     def _authorize(self, req: falcon.Request, name: str | None) -> None:
         authorize(self._service, req, name)
@@ -221,6 +269,42 @@ class Metrics:
         resp.data = exposition.render()
 
 
+class Discovery:
+    """Where clients find us that bypass the gateway (``DIRECT`` endpoints).
+
+    They ask the address that they were given and then call what is answered, so
+    the answer is that very address. They send no token here.
+    """
+
+    PREFIXES = (
+        "/api/v1/servicediscovery/upstreams",
+        "/exported/apis/eas.alibaba-inc.k8s.io/v1/upstreams",
+    )
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def __call__(self, req: falcon.Request, resp: falcon.Response, **path: Any) -> None:
+        if req.method != "GET":
+            raise falcon.HTTPMethodNotAllowed(["GET"])
+        if not self._service.answers_to(path["name"]):
+            raise NotFound("there is no service of this name here")
+        service = self._service.name
+        # NOTE: engines written in Go expect numbers here and panic on text.
+        endpoint = {**_reached_at(req), "weight": 100, "app": service, "name": service}
+        resp.content_type = falcon.MEDIA_JSON
+        resp.media = {"endpoints": {"items": [endpoint]}, "correlative": [service]}
+
+
+def _reached_at(req: falcon.Request) -> dict[str, object]:
+    """Our address as the client wrote it in ``Host``, else the socket's."""
+    try:
+        host, port = req.host, req.port
+    except ValueError as error:
+        raise BadRequest("the Host header holds no address") from error
+    return {"ip": f"[{host}]" if ":" in host else host, "port": port}
+
+
 class Live:
     """The process answers."""
 
@@ -237,51 +321,10 @@ class Ready:
         resp.media = {"ready": True}
 
 
-def read_body(req: falcon.Request, limit: int) -> bytes:
-    """The whole request body, chunked or not.
-
-    :raises TooLarge: before reading, if the length is over the limit; while
-        reading, if a chunked body grows over it
-    :raises BadRequest: for a body shorter than its Content-Length
-    """
-    length = req.content_length
-    stream = req.stream
-    if length is None:
-        if "chunked" not in (req.get_header("Transfer-Encoding") or "").lower():
-            return b""
-        return _read_chunked(stream, limit)
-    if length > limit:
-        raise TooLarge(f"the body has {length} bytes, at most {limit} are read")
-    body: bytes = stream.read(length)
-    if len(body) != length:
-        raise BadRequest(f"the body ended after {len(body)} of {length} bytes")
-    return body
-
-
-def _read_chunked(stream: object, limit: int) -> bytes:
-    parts = bytearray()
-    while chunk := stream.read(_READ_BYTES):  # type: ignore[attr-defined]
-        parts += chunk
-        if len(parts) > limit:
-            raise TooLarge(f"the body is over {limit} bytes")
-    return bytes(parts)
-
-
-def error_body(code: str, message: str) -> bytes:
-    """The text of an error answer: never empty, never valid protobuf.
-
-    NOTE: some clients ignore the status and parse the body as protobuf. ``[``
-    opens a group (field 11) that only the byte ``\\`` closes; backslashes and
-    control characters are replaced, so no parser accepts the text.
-    """
-    return _UNSAFE.sub("/", f"[{code}] {message}").encode()
-
-
 def _render(
     resp: falcon.Response, status: int, code: str, message: str, *, close: bool
 ) -> None:
-    reason = REASONS.get(status)
-    resp.status = f"{status} {reason}" if reason else falcon.code_to_http_status(status)
+    resp.status = status_line(status)
     resp.content_type = "text/plain; charset=utf-8"
     resp.data = error_body(code, message)
     resp.media = None

@@ -18,8 +18,10 @@
         │   └── BadFeature          400     bad_feature
         ├── Unauthorized            401     unauthorized
         ├── NotFound                404     not_found
+        ├── OutOfTime               408     out_of_time
         ├── LengthRequired          411     length_required
         ├── TooLarge                413     too_large
+        ├── TooManyRequests         429     too_many_requests
         ├── QueueFull               450     queue_full
         ├── PredictFailed           500     predict_failed
         │   └── DeviceLost          500     predict_failed
@@ -127,6 +129,14 @@ class NotFound(RequestError):
     code = "not_found"
 
 
+class OutOfTime(RequestError):
+    """The request took longer than ``rpc.keepalive``; the connection is closed."""
+
+    status = 408
+    code = "out_of_time"
+    close_connection = True
+
+
 class LengthRequired(RequestError):
     """A body of unknown length."""
 
@@ -140,6 +150,13 @@ class TooLarge(RequestError):
     status = 413
     code = "too_large"
     close_connection = True
+
+
+class TooManyRequests(RequestError):
+    """More requests a second than ``rpc.rate_limit``."""
+
+    status = 429
+    code = "too_many_requests"
 
 
 class QueueFull(RequestError):

@@ -40,6 +40,10 @@ Tensors = Mapping[str, np.ndarray]
 # Debug levels: what is saved, and what needs every item column as it was.
 SAVED_LEVEL = 100
 RAW_LEVELS = (1, 2, SAVED_LEVEL, 102)
+DTYPE_NAMES = {"float32": "FLOAT", "float64": "DOUBLE"} | {
+    name: name.upper()
+    for name in ("int64", "int32", "int16", "int8", "uint8", "complex64", "complex128")
+}
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,10 @@ class Pipeline(Protocol):
         """
 
     def describe(self) -> dict[str, object]:
-        """Inputs and outputs of the service, for ``GET``."""
+        """What the service takes and returns, for ``GET``.
+
+        ``inputs`` and ``outputs`` are lists of name, shape (-1: any) and type.
+        """
 
     def describe_model(self) -> dict[str, object]:
         """The model behind the service, for ``/v2/models``."""
@@ -331,11 +338,23 @@ class RankingPipeline:
         return scored
 
     def describe(self) -> dict[str, object]:
-        return {
+        sides = {
             "user_features": list(self._fg.user_inputs),
             "item_features": list(self._fg.item_inputs),
             "context_features": list(self._fg.context_inputs),
-            "outputs": list(self._runner.output_names),
+        }
+        return {
+            "inputs": [
+                {
+                    "name": name,
+                    "shape": [1 if side == "user_features" else -1],
+                    "type": "PBFeature",
+                }
+                for side, names in sides.items()
+                for name in names
+            ],
+            "outputs": _described_outputs(self._runner),
+            **sides,
         }
 
     def describe_model(self) -> dict[str, object]:
@@ -414,9 +433,15 @@ class BypassPipeline:
         return self._runner.run_positional(arrays, request.output_filter)
 
     def describe(self) -> dict[str, object]:
+        # A script says neither dtype nor shape of the tensors that it takes, and
+        # nothing of those in a dictionary.
+        names = () if self._runner.takes_dict else self._runner.argument_names
         return {
-            "inputs": "named tensors" if self._runner.takes_dict else "positional",
-            "outputs": list(self._runner.output_names),
+            "inputs": [
+                {"name": name, "shape": [-1], "type": "DT_INVALID"} for name in names
+            ],
+            "outputs": _described_outputs(self._runner),
+            "takes": "map_inputs" if self._runner.takes_dict else "inputs",
         }
 
     def describe_model(self) -> dict[str, object]:
@@ -440,6 +465,19 @@ def _by_item(request: TorchRecRequest, lines: list[str]) -> dict[str, str]:
     # NOTE: item tables may hold text that is no UTF-8, which no message takes.
     texts = (line.encode("utf-8", "replace").decode() for line in lines)
     return dict(zip(ids, texts, strict=True))
+
+
+def _described_outputs(runner: ModelRunner) -> list[dict[str, object]]:
+    """Outputs as the warm-up saw them; none are known before."""
+    described: list[dict[str, object]] = []
+    for name in runner.output_names:
+        sample = runner.empty_outputs.get(name)
+        shape = [-1] if sample is None else [-1, *sample.shape[1:]]
+        dtype = (
+            "FLOAT" if sample is None else DTYPE_NAMES.get(sample.dtype.name, "FLOAT")
+        )
+        described.append({"name": name, "shape": shape, "type": f"DT_{dtype}"})
+    return described
 
 
 def _fit(name: str, column: Column, rows: int) -> Column:

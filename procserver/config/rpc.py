@@ -24,19 +24,19 @@ class RpcConfig:
     max_queue_size: int = setting(
         "max_queue_size",
         Integer(0, 1_000_000),
-        "Requests that may wait; beyond it the answer is 450 and the connection "
-        "is closed.",
+        "Requests of the whole service that may wait beside those that are "
+        "processed; beyond it the answer is 450 and the connection is closed.",
         default=64,
         unit="requests",
     )
     keepalive_ms: int = setting(
         "keepalive",
         Integer(1, 86_400_000),
-        "Longest time for one request, queueing included; beyond it 408. It is "
-        "not an idle timeout of connections.",
+        "Longest time for one request, from its first byte to its answer, queueing "
+        "included; beyond it 408 (also when a forward pass that is not interrupted "
+        "ends too late). It is not an idle timeout of connections.",
         default=5000,
         unit="ms",
-        pending=True,
     )
     io_threads: int = setting(
         "io_threads",
@@ -73,10 +73,10 @@ class RpcConfig:
     rate_limit: int = setting(
         "rate_limit",
         Integer(0, 10_000_000),
-        "Requests per second of the whole service; beyond it 429. 0 is no limit.",
+        "Requests per second of the whole service; beyond it 429. Up to a second's "
+        "worth may come at once. 0 is no limit.",
         default=0,
         unit="1/s",
-        pending=True,
     )
     enable_jemalloc: bool = setting(
         "enable_jemalloc",
@@ -94,9 +94,10 @@ class RpcConfig:
     decompressor: str | None = setting(
         "decompressor",
         Choice(("zlib", "gzip", "snappy", "zstd", "lz4"), none_words=("none",)),
-        "Compression of request bodies. Absent: recognised by their first bytes.",
+        "Compression that every request body has. Absent: each body's is recognised "
+        "by its first bytes (not blocks of lz4, which have none), or it is plain. "
+        "Answers are never compressed.",
         shown_default="recognise",
-        pending=True,
     )
     health_check_path: str | None = setting(
         "health_check_path",

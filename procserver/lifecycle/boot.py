@@ -24,6 +24,7 @@ from procserver.config import ServiceConfig
 from procserver.config.fetch import fetch
 from procserver.config.storage import Mount
 from procserver.errors import FetchError, ServiceError
+from procserver.lifecycle.admission import SharedCounts
 from procserver.lifecycle.deaths import OomKills
 from procserver.lifecycle.process import run_in_child
 from procserver.lifecycle.refresher import Refresher
@@ -64,6 +65,7 @@ class Master:
     leaving: set[int] = field(default_factory=set)
     oom_kills: OomKills = field(default_factory=OomKills)
     started: float = field(default_factory=time.monotonic)
+    counts: SharedCounts = field(default_factory=SharedCounts)
 
     @property
     def service(self) -> ServiceConfig:
@@ -293,6 +295,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     taken = set(state.slots.values())
     worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
     worker.workers = server.num_workers
+    state.counts.open_slot(worker.slot)
     worker.reports = Reports.open()
     if not state.weights.settled:
         state.canary = worker.age

@@ -78,6 +78,7 @@ def build_service(
         pipeline=pipeline,
         auth=Authenticator(token),
         max_body_bytes=service.host.max_body_bytes,
+        decompressor=service.rpc.decompressor,
         logs=logs,
         capture=start_capture(service),
     )

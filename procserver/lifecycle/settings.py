@@ -15,17 +15,25 @@ from procserver.lifecycle.cores import available_cores
 
 DEFAULT_CONFIG = Path("conf/service.json")
 EXIT_CONFIG = 2
+# Threads of a worker that are left for health checks and refusals.
+FRONT_THREADS = 2
+MOST_THREADS = 256
 # Beyond it threads cost more than a larger pass gains.
-MOST_THREADS = 128
+MOST_MERGED = 128
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The service and what gunicorn needs to know of it. Times in seconds."""
+    """The service and what gunicorn needs to know of it. Times in seconds.
+
+    ``turns``: requests that one worker processes at once; ``threads``: those it
+    may hold, waiting ones included (each has a thread, which is made when needed).
+    """
 
     service: ServiceConfig
     remarks: tuple[str, ...]
     workers: int
+    turns: int
     threads: int
     graceful_timeout: int
 
@@ -49,18 +57,26 @@ def service_settings() -> Settings:
         service=service,
         remarks=(*loaded.warnings, *loaded.notices),
         workers=workers,
-        threads=_threads(service, workers),
+        turns=_turns(service, workers),
+        # NOTE: all that wait may wait at one worker.
+        threads=min(
+            MOST_THREADS,
+            max(
+                service.rpc.worker_threads + service.rpc.max_queue_size,
+                _turns(service, workers),
+            )
+            + FRONT_THREADS,
+        ),
         graceful_timeout=int(service.eas.termination_grace_period_s),
     )
 
 
-def _threads(service: ServiceConfig, workers: int) -> int:
-    """Request threads of one worker; the vendor counts them per service.
+def _turns(service: ServiceConfig, workers: int) -> int:
+    """Requests that one worker processes; the vendor counts them per service.
 
-    Two at least, so that a health check need not wait for a request; with
-    batching as many as one pass may merge, each being a request that waits.
+    With batching as many as one pass may merge, each being a request that waits.
     """
-    threads = max(2, -(-service.rpc.worker_threads // workers))
+    turns = -(-service.rpc.worker_threads // workers)
     if service.rpc.batching:
-        threads = max(threads, min(service.rpc.max_batch_size, MOST_THREADS) + 1)
-    return threads
+        turns = max(turns, min(service.rpc.max_batch_size, MOST_MERGED) + 1)
+    return turns

@@ -5,25 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
 from concurrent import futures
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gunicorn.workers.gthread import ThreadWorker
-
 from procserver.errors import ProcserverError
-from procserver.lifecycle.boot import master
+from procserver.lifecycle.admission import Admission
+from procserver.lifecycle.boot import Master, master
 from procserver.lifecycle.cores import available_cores, core_set
+from procserver.lifecycle.http import HttpWorker, honour_close
 from procserver.lifecycle.process import die_with_parent, keep_memory
 from procserver.lifecycle.reports import Reporter, Reports
+from procserver.lifecycle.settings import FRONT_THREADS
 from procserver.observe import metrics
 from procserver.observe.reqlog import Logs
 
 if TYPE_CHECKING:
     from procserver.model.loading import LoadedModel
     from procserver.model.package import ModelPackage
-
-Wsgi = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 # gunicorn halts the master on exit code 3 of a worker; any other code means
 # "start another one".
@@ -33,7 +32,7 @@ EXIT_RESTART_WORKER = 1
 LOG_SECONDS = 2.0
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]
+class Worker(HttpWorker):
     """gthread with a model replica, pinned to its cores."""
 
     slot: int
@@ -43,6 +42,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     reporter: Reporter
     forked: float
     logs: Logs | None = None
+
+    def init_process(self) -> None:
+        self.request_seconds = master().service.rpc.keepalive_ms / 1000
+        super().init_process()
 
     def get_thread_pool(self) -> futures.ThreadPoolExecutor:
         return futures.ThreadPoolExecutor(
@@ -79,6 +82,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             farm_hash=state.service.envs.farm_hash,
         )
 
+    def _admission(self, state: Master) -> Admission:
+        rpc = state.service.rpc
+        return Admission(
+            state.counts,
+            self.slot,
+            rate=rpc.rate_limit,
+            most=rpc.worker_threads + rpc.max_queue_size,
+            most_here=max(1, self.cfg.threads - FRONT_THREADS),
+            turns=state.settings.turns,
+        )
+
     def load_wsgi(self) -> None:
         """Builds the app instead of importing one: model, FG, cache, warm-up."""
         # The master has imported these already, for all workers at once.
@@ -100,7 +114,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 workers=self.workers,
             )
             self.logs = service.logs
-            self.wsgi = _honour_close(create_app(service))
+            service = replace(service, admission=self._admission(state))
+            self.wsgi = honour_close(create_app(service))
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
             # SAFETY: once the service has been ready, a worker that fails must
@@ -114,24 +129,6 @@ def threads_of(given: int | None, cores: int) -> int:
     The keys are meant for one process on a whole machine; 0 and none mean all.
     """
     return min(given, cores) if given else cores
-
-
-def _honour_close(app: Wsgi) -> Wsgi:
-    """Lets the app end a connection with ``Connection: close``.
-
-    NOTE: gunicorn drops that header as a hop-by-hop one and decides by a flag of
-    its response object, whose method ``start_response`` is.
-    """
-
-    def closing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-            if any(n.lower() == "connection" and v == "close" for n, v in headers):
-                start_response.__self__.force_close()
-            return start_response(status, headers, *rest)
-
-        return app(environ, start)
-
-    return closing
 
 
 def post_fork(server: Any, worker: Worker) -> None:

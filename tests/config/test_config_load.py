@@ -230,10 +230,10 @@ def test_platform_keys_give_notices_only(
 def test_keys_without_effect_yet_are_said(
     minimal: dict[str, Any], environ: dict[str, str]
 ) -> None:
-    document = minimal | {"model_config": {"faiss_nprobe": 10}, "rpc.rate_limit": 5}
+    document = minimal | {"model_config": {"faiss_nprobe": 10}, "rpc.io_threads": 5}
     warnings = config.parse(document, "/srv", environ).warnings
     assert warnings == [
-        "accepted, but without effect in this version: metadata.rpc.rate_limit, "
+        "accepted, but without effect in this version: metadata.rpc.io_threads, "
         "model_config.faiss_nprobe"
     ]
 

@@ -122,3 +122,16 @@ def test_unmapped_when_the_last_reference_goes() -> None:
     del mapping
     with open("/proc/self/maps") as maps:
         assert "procserver-unmapped" not in maps.read()
+
+
+def test_swap_is_conditional(fd: int) -> None:
+    map_ = Mapping(fd, 4096, writable=True)
+    map_.store(8, 5)
+    assert not map_.swap(8, 4, 9)
+    assert map_.load(8) == 5
+    assert map_.swap(8, 5, 2**64 - 1)
+    assert map_.load(8) == 2**64 - 1
+    with pytest.raises(IndexError):
+        map_.swap(4096, 0, 1)
+    with pytest.raises(BufferError, match="read-only"):
+        Mapping(fd, 4096).swap(8, 0, 1)

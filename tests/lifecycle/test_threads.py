@@ -9,27 +9,32 @@ from pathlib import Path
 
 import pytest
 
-from procserver.lifecycle.settings import MOST_THREADS, service_settings
+from procserver.lifecycle.settings import (
+    FRONT_THREADS,
+    MOST_MERGED,
+    MOST_THREADS,
+    service_settings,
+)
 from procserver.lifecycle.worker import threads_of
 
 
 @pytest.mark.parametrize(
-    ("rpc", "threads"),
+    ("rpc", "turns"),
     [
         ({}, 3),
-        ({"worker_threads": 1}, 2),
+        ({"worker_threads": 1}, 1),
         ({"worker_threads": 64}, 32),
         ({"batching": True}, 17),
         ({"batching": True, "max_batch_size": 2, "worker_threads": 64}, 32),
-        ({"batching": True, "max_batch_size": 65536}, MOST_THREADS + 1),
+        ({"batching": True, "max_batch_size": 65536}, MOST_MERGED + 1),
         ({"max_batch_size": 64}, 3),
     ],
 )
-def test_a_worker_has_a_thread_for_every_request_of_a_pass(
+def test_a_worker_has_turns_for_every_request_of_a_pass(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     rpc: dict[str, object],
-    threads: int,
+    turns: int,
 ) -> None:
     content = {
         "metadata": {"name": "svc", "instance": 1, "rpc": rpc},
@@ -41,7 +46,12 @@ def test_a_worker_has_a_thread_for_every_request_of_a_pass(
     monkeypatch.setenv("PROCSERVER_CONFIG", str(tmp_path / "service.json"))
     service_settings.cache_clear()
     try:
-        assert service_settings().threads == threads
+        settings = service_settings()
+        assert settings.turns == turns
+        # Those that wait have a thread as well, and refusals and health checks.
+        service = settings.service.rpc
+        held = max(turns, service.worker_threads + service.max_queue_size)
+        assert settings.threads == min(MOST_THREADS, held + FRONT_THREADS)
     finally:
         service_settings.cache_clear()
 

@@ -7,7 +7,7 @@ line of JSON: scores by output, or the error's status and text.
 import json
 import sys
 
-from eas_prediction import PredictClient, TorchRequest
+from eas_prediction import ENDPOINT_TYPE_DIRECT, PredictClient, TorchRequest
 from eas_prediction.exception import PredictException
 from eas_prediction.torchrec_request import TorchRecRequest
 
@@ -25,7 +25,7 @@ def torchrec(call):
 
 
 def torch(call):
-    request = TorchRequest(False)
+    request = TorchRequest(call.get("compressed", False))
     for index, (shape, dtype, fill) in enumerate(call["inputs"]):
         count = 1
         for dim in shape:
@@ -41,6 +41,8 @@ def answer(call):
     client.set_token(call["token"])
     client.set_timeout(30000)
     client.set_retry_count(call.get("retries", 5))
+    if call.get("direct"):
+        client.set_endpoint_type(ENDPOINT_TYPE_DIRECT)
     client.init()
     try:
         if call["kind"] == "torchrec":

@@ -269,7 +269,19 @@ def test_the_description(ranking: LiveServer) -> None:
         answer = ranking.request("GET", path, None, AUTH)
         content: dict[str, Any] = json.loads(answer.body)
         assert content["name"] == "rank"
-        assert sorted(content["outputs"]) == ["probs_ctr", "probs_cvr"]
+        assert sorted(output["name"] for output in content["outputs"]) == [
+            "probs_ctr",
+            "probs_cvr",
+        ]
+        assert content["outputs"][0] == {
+            "name": content["outputs"][0]["name"],
+            "shape": [-1],
+            "type": "DT_FLOAT",
+        }
+        names = {item["name"]: item["shape"] for item in content["inputs"]}
+        assert names["price"] == [-1]
+        assert names["age"] == [1]
+        assert content["signature_name"] == "forward"
         assert "price" in content["item_features"]
     assert ranking.request("GET", "/").status == 401
 
