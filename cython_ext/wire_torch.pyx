@@ -335,7 +335,7 @@ cdef tuple _decode(body, const uint8_t *base, int64_t size):
     if r.tensors > MAX_TENSORS:
         raise TooLarge(f"{r.tensors} tensors; at most {MAX_TENSORS} are read")
     if r.filters > MAX_TENSORS:
-        # A byte on the wire becomes forty in a list.
+        # Two bytes on the wire become 36 in a list.
         raise TooLarge(
             f"output_filter of {r.filters}; at most {MAX_TENSORS} are read")
     cdef list inputs = []
