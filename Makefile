@@ -13,7 +13,7 @@ PACKAGES := $(VENV)/.packages
 BUILT := $(VENV)/.built
 URL ?= http://127.0.0.1:8501
 
-.PHONY: serve test lint types sanitize bench micro memory loadtest demo build clean
+.PHONY: serve test lint types sanitized sanitize fuzz bench micro memory loadtest demo build clean
 .DEFAULT_GOAL := build
 
 build: $(BUILT)
@@ -65,15 +65,25 @@ test: $(VENV)/.test $(SDK_VENV)/.done $(TORCHREC_VENV)/.done
 # The kernels' own suites on an AddressSanitizer and UBSan build, in a copy of the
 # tree. A finding ends the run; Python itself leaks on purpose at its end.
 SANITIZED := build/sanitized
-sanitize: $(VENV)/.test
+ON_SANITIZED := cd $(SANITIZED) && \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0 \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc
+sanitized: $(VENV)/.test
 	mkdir -p $(SANITIZED)
 	tar -c --exclude='*.so' --exclude='*.c' cython_ext procserver protos tests setup.py \
-		pyproject.toml README.md LICENSE | tar -x -C $(SANITIZED)
+		loadtest/fuzz.py pyproject.toml README.md LICENSE | tar -x -C $(SANITIZED)
 	cd $(SANITIZED) && PROCSERVER_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
-	cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:handle_segv=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-		PYTHONMALLOC=malloc $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider \
+
+sanitize: sanitized
+	$(ON_SANITIZED) $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider \
 		tests/cython_ext tests/fg tests/wire
+
+# Mutated messages against the sanitized build. FUZZ="FILE..." judges single ones;
+# loadtest/fuzz.py by itself is the long run on the ordinary build.
+FUZZ ?= --seconds 60
+fuzz: sanitized
+	$(ON_SANITIZED) PYTHONPATH=. $(CURDIR)/$(BIN)/python loadtest/fuzz.py --sanitized $(FUZZ)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -87,9 +97,8 @@ bench: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/bench.py
 
 micro: $(VENV)/.loadtest
-	for one in fg fg_expr fg_maps pregenerated batching; do \
+	for one in fg fg_expr fg_maps pregenerated batching wire; do \
 		PYTHONPATH=. $(BIN)/python loadtest/micro/$$one.py || exit 1; done
-	$(BIN)/python -m loadtest.micro.receive
 
 # What a worker costs with shared weights and without; MEMORY="--megabytes 64" is quick.
 MEMORY ?=

@@ -25,4 +25,8 @@ cdef int build_rows(
     const uint8_t *p, const uint8_t *end, int depth,
     Arena arena, Arena scratch, ColumnView *out, Problem *problem
 ) except -1 nogil
+cdef int check_value(
+    const uint8_t *p, const uint8_t *end, bint in_rows, int depth,
+    Arena scratch, Problem *problem
+) except -1 nogil
 cdef str alternative_name(int32_t kind)

@@ -5,7 +5,7 @@ Two passes (``wire_cells``, ``wire_fill``): the kind of a column is known only
 after its last row. Columns of plain scalars take one (``wire_rows``).
 """
 
-from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memset
 
 from cython_ext.arena cimport Arena
@@ -223,6 +223,55 @@ cdef int build_feature(
     return build_cells(&cell, 1, depth - 1, arena, scratch, out, problem)
 
 
+cdef int scan_rows(
+    const uint8_t *p, const uint8_t *end, int depth,
+    Arena scratch, Cell *cells, int64_t step, int64_t rows, Problem *problem
+) except -1 nogil:
+    """Checks a ``ContextFeatures`` of so many rows; 1 with ``problem`` filled.
+
+    ``cells`` takes one for each row, or with a ``step`` of 0 the last one only.
+    """
+    cdef uint32_t tag
+    cdef const uint8_t *stop
+    cdef int64_t row = 0
+    cdef Fail *fail = &problem.fail
+    while p < end:
+        p = read_tag(p, end, &tag, fail)
+        if p == NULL:
+            return 1
+        if tag == (1 << 3 | LEN):
+            p = read_span(p, end, &stop, fail)
+            if p == NULL:
+                return 1
+            problem.row = row
+            if row == rows or scan_feature(
+                p, stop, depth - 1, scratch, &cells[row * step], fail
+            ):
+                return 1
+            p = stop
+            row += 1
+        else:
+            p = skip_field(p, end, tag, depth, fail)
+            if p == NULL:
+                return 1
+    return 0
+
+
+cdef int check_value(
+    const uint8_t *p, const uint8_t *end, bint in_rows, int depth,
+    Arena scratch, Problem *problem
+) except -1 nogil:
+    """Only checks the bytes of a ``PBFeature`` or a ``ContextFeatures``.
+
+    PERF: a value may be sent in any number of parts; nothing is kept of one.
+    """
+    cdef Cell cell
+    problem.row = -1
+    if in_rows:
+        return scan_rows(p, end, depth, scratch, &cell, 0, INT64_MAX, problem)
+    return scan_feature(p, end, depth, scratch, &cell, &problem.fail)
+
+
 cdef int build_rows(
     const uint8_t *p, const uint8_t *end, int depth,
     Arena arena, Arena scratch, ColumnView *out, Problem *problem
@@ -232,7 +281,7 @@ cdef int build_rows(
     cdef const uint8_t *start = p
     cdef const uint8_t *stop
     cdef Cell *cells
-    cdef int64_t rows = 0, row = 0
+    cdef int64_t rows = 0
     cdef Fail *fail = &problem.fail
     if fast_rows(p, end, arena, out):
         return 0
@@ -252,22 +301,6 @@ cdef int build_rows(
             if p == NULL:
                 return 1
     cells = <Cell *>scratch.alloc(rows * sizeof(Cell))
-    p = start
-    while p < end and row < rows:
-        p = read_tag(p, end, &tag, fail)
-        if p == NULL:
-            return 1
-        if tag == (1 << 3 | LEN):
-            p = read_span(p, end, &stop, fail)
-            if p == NULL:
-                return 1
-            problem.row = row
-            if scan_feature(p, stop, depth - 1, scratch, &cells[row], fail):
-                return 1
-            p = stop
-            row += 1
-        else:
-            p = skip_field(p, end, tag, depth, fail)
-            if p == NULL:
-                return 1
-    return build_cells(cells, row, depth - 2, arena, scratch, out, problem)
+    if scan_rows(start, end, depth, scratch, cells, 1, rows, problem):
+        return 1
+    return build_cells(cells, rows, depth - 2, arena, scratch, out, problem)

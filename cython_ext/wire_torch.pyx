@@ -21,7 +21,7 @@ from cython_ext.wire_reader cimport (
     read_varint, skip_field)
 
 cdef enum:
-    MAX_TENSORS = 1 << 14
+    MAX_TENSORS = 1 << 14    # also indexes in output_filter
 
 cdef int64_t MAX_ELEMENTS = INT64_MAX >> 4
 
@@ -290,7 +290,7 @@ def decode_request(body):
 
     :raises Undecodable: if the bytes are not such a message
     :raises BadTensor: if dtype, shape and values of an input do not agree
-    :raises TooLarge: for more than 16,384 tensors
+    :raises TooLarge: for more than 16,384 tensors or indexes of outputs
     """
     cdef Py_buffer buffer
     PyObject_GetBuffer(body, &buffer, PyBUF_SIMPLE)
@@ -325,7 +325,7 @@ cdef tuple _decode(body, const uint8_t *base, int64_t size):
     memset(&r, 0, sizeof(Request))
     with nogil:
         failed = walk_request(base, base + size, &r, NULL, NULL, arena)
-        if not failed and r.tensors <= MAX_TENSORS:
+        if not failed and r.tensors <= MAX_TENSORS and r.filters <= MAX_TENSORS:
             arrays = <Array *>arena.alloc(r.tensors * sizeof(Array))
             filters = <int32_t *>arena.alloc(r.filters * sizeof(int32_t))
             failed = walk_request(base, base + size, &r, arrays, filters, arena)
@@ -334,6 +334,10 @@ cdef tuple _decode(body, const uint8_t *base, int64_t size):
         raise Undecodable(f"{where}: {fault_text(&r.fail)}")
     if r.tensors > MAX_TENSORS:
         raise TooLarge(f"{r.tensors} tensors; at most {MAX_TENSORS} are read")
+    if r.filters > MAX_TENSORS:
+        # Two bytes on the wire become 36 in a list.
+        raise TooLarge(
+            f"output_filter of {r.filters}; at most {MAX_TENSORS} are read")
     cdef list inputs = []
     cdef dict named = {}
     for i in range(r.tensors):

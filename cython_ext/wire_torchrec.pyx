@@ -14,7 +14,7 @@ from cython_ext.arena cimport Arena
 from cython_ext.column cimport (
     SCALAR, STRING, Column, ColumnView, wrap_column)
 from cython_ext.wire_feature cimport (
-    Problem, alternative_name, build_feature, build_rows)
+    Problem, alternative_name, build_feature, build_rows, check_value)
 from cython_ext.wire_reader cimport (
     LEN, MAX_DEPTH, NO_FAULT, VARINT, Fail, fault_text, is_ascii, read_span,
     read_tag, read_text, read_varint, skip_field, valid_utf8)
@@ -126,7 +126,6 @@ cdef int build_entry(Entry *e, Arena arena, Arena scratch) except -1 nogil:
     cdef uint32_t tag
     cdef int64_t spans = 0, total = 0
     cdef uint8_t *merged
-    cdef ColumnView ignored
     cdef Fail *fail = &e.problem.fail
     e.problem.row = -1
     e.name = e.name_end = e.value = e.value_end = &NOTHING
@@ -171,13 +170,10 @@ cdef int build_entry(Entry *e, Arena arena, Arena scratch) except -1 nogil:
                 p = read_span(p, end, &stop, fail)
                 if p == NULL or stop - p > total:
                     return 1
-                memset(&ignored, 0, sizeof(ColumnView))
-                if build_value(e, p, stop, scratch, scratch, &ignored):
-                    if fail.fault != NO_FAULT:
-                        return 1
-                    # Two values that conflict by themselves: see the whole.
-                    memset(&e.problem, 0, sizeof(Problem))
-                    e.problem.row = -1
+                if check_value(
+                    p, stop, e.section != USER, MAX_DEPTH - 2, scratch, &e.problem
+                ):
+                    return 1
                 memcpy(merged, p, stop - p)
                 merged += stop - p
                 total -= stop - p

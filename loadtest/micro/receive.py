@@ -1,10 +1,10 @@
 """What a 10 MB body costs the server, against receiving the same bytes and no more.
 
-Run from the repository root: ``python -m loadtest.micro.receive``. A real gunicorn
-worker serves a model that looks at one value of each tensor; beside it a bare
-process receives the same bytes into one warm buffer. Both are pinned to one core,
-the client to another; rounds alternate, medians of CPU time per request are shown.
-The bar is 2.
+A line of ``wire.py``, which has the bar; by itself: ``python -m
+loadtest.micro.receive`` from the repository root. A real gunicorn worker serves a
+model that looks at one value of each tensor; beside it a bare process receives the
+same bytes into one warm buffer. Both are pinned to one core, the client to another;
+rounds alternate, medians of CPU time per request are shown.
 """
 
 import json
@@ -107,7 +107,8 @@ def measure(
     return (cpu_ns(pids) - cpu) / PER_ROUND / 1e6, wall / PER_ROUND * 1e3
 
 
-def main() -> None:
+def server_ratio() -> tuple[float, str]:
+    """CPU of a request over that of receiving alone, and the figures in words."""
     cores = sorted(os.sched_getaffinity(0))
     body = sample_request(0)
     head = (
@@ -141,10 +142,15 @@ def main() -> None:
     received = statistics.median(plain[0] for _, plain in rounds)
     ratio = statistics.median(ours[0] / plain[0] for ours, plain in rounds)
     wall = [statistics.median(r[i][1] for r in rounds) for i in range(2)]
-    print(
+    return ratio, (
         f"{len(body)} bytes: server {served:.2f} ms of CPU (wall {wall[0]:.2f}), "
-        f"receiving alone {received:.2f} (wall {wall[1]:.2f}), ratio {ratio:.2f}"
+        f"receiving alone {received:.2f} (wall {wall[1]:.2f})"
     )
+
+
+def main() -> None:
+    ratio, figures = server_ratio()
+    print(f"{figures}, ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def decode(body: bytes | bytearray | memoryview) -> TorchRequest:
     :raises Undecodable: if the bytes are not such a message
     :raises BadTensor: if dtype, shape and values of an input do not agree; the
         message names ``inputs[2]`` or ``map_inputs['x.values']``
-    :raises TooLarge: beyond 2 GiB or 16,384 tensors
+    :raises TooLarge: beyond 2 GiB, 16,384 tensors or as many output indexes
     """
     inputs, named, output_filter, debug_level = decode_request(body)
     values = [_value(*tensor) for tensor in inputs] if inputs else None

@@ -1,9 +1,7 @@
 """``wire_reader`` through the torchrec decoder, edge by edge, against upb."""
 
 import contextlib
-import ctypes
 import itertools
-import mmap
 import random
 
 import pytest
@@ -13,6 +11,7 @@ from procserver.errors import BadRequest, Undecodable
 from procserver.wire import torch, torchrec
 from procserver.wire.pb.torchrec_predict_pb2 import PBRequest
 from tests.reference import wire_noise
+from tests.reference.guarded_page import GuardedPage
 from tests.reference.wire_noise import length, tag, varint
 from tests.reference.wire_random import torch_request, torchrec_request
 
@@ -137,24 +136,6 @@ def test_groups():
         tags = [rng.choice([tag(5, 3), tag(5, 4), tag(6, 3), tag(6, 4), b"\x08\x01"])
                 for _ in range(rng.randrange(8))]  # fmt: skip
         agree(b"".join(tags))
-
-
-class GuardedPage:
-    """Memory that ends where the next page may not be read."""
-
-    def __init__(self, size=1 << 16):
-        self._map = mmap.mmap(-1, size + mmap.PAGESIZE)
-        self._size = size
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        libc = ctypes.CDLL(None, use_errno=True)
-        protect = libc.mprotect
-        protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        assert protect(start + size, mmap.PAGESIZE, 0) == 0
-
-    def holding(self, body):
-        """The body, its last byte before the guard."""
-        self._map[self._size - len(body) : self._size] = body
-        return memoryview(self._map)[self._size - len(body) : self._size]
 
 
 def test_nothing_is_read_behind_the_end():

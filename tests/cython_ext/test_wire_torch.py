@@ -4,15 +4,14 @@ import random
 from pathlib import Path
 
 import pytest
-from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from procserver.errors import BadTensor, Undecodable
 from procserver.wire import torch as protocol
-from procserver.wire.pb.torch_predict_pb2 import ArrayProto, PredictRequest
-from tests.reference import wire_noise, wire_walk
+from procserver.wire.pb.torch_predict_pb2 import ArrayProto
+from tests.reference import wire_noise
 from tests.reference.wire_random import torch_request
+from tests.reference.wire_verdicts import TORCH
 
 BODIES = Path(__file__).parent.parent / "data" / "captures" / "bodies"
 # Sent through a compressor: Java's five, Python's snappy.
@@ -27,51 +26,11 @@ RECORDED = [
 ]
 
 
-def bits(tensor):
-    dtype, values = tensor
-    return int(dtype), values.dtype.str, values.shape, values.tobytes()
-
-
-def outcome_of_upb(body):
-    message = PredictRequest()
-    try:
-        message.ParseFromString(body)
-    except DecodeError:
-        return "undecodable"
-    try:
-        inputs, named, chosen, level = wire_walk.arrays(message)
-    except wire_walk.Refused:
-        return "bad tensor"
-    return (
-        [bits(t) for t in inputs],
-        {k: bits(t) for k, t in named.items()},
-        chosen,
-        level,
-    )
-
-
-def outcome(body):
-    try:
-        r = protocol.decode(body)
-    except Undecodable:
-        return "undecodable"
-    except BadTensor:
-        return "bad tensor"
-    assert r.inputs != []
-    assert r.map_inputs != {}
-    return (
-        [bits((v.dtype, v.values)) for v in r.inputs or []],
-        {k: bits((v.dtype, v.values)) for k, v in (r.map_inputs or {}).items()},
-        r.output_filter,
-        r.debug_level,
-    )
-
-
 @settings(max_examples=400, deadline=None)
 @given(st.integers(0, 2**64))
 def test_random_requests_decode_as_upb_decodes_them(seed):
     body = torch_request(random.Random(seed)).SerializeToString()
-    assert outcome(body) == outcome_of_upb(body)
+    assert TORCH.by_us(body) == TORCH.by_upb(body)
 
 
 @settings(max_examples=600, deadline=None)
@@ -79,11 +38,11 @@ def test_random_requests_decode_as_upb_decodes_them(seed):
 def test_unusual_serialisations_decode_as_upb_decodes_them(seed):
     rng = random.Random(seed)
     body = wire_noise.noisy(torch_request(rng), rng)
-    assert outcome(body) == outcome_of_upb(body)
+    assert TORCH.by_us(body) == TORCH.by_upb(body)
     # At every alignment.
     for shift in range(8):
         view = memoryview(bytes(shift) + body)[shift:]
-        assert outcome(view) == outcome_of_upb(body)
+        assert TORCH.by_us(view) == TORCH.by_upb(body)
 
 
 @settings(max_examples=200, deadline=None)
@@ -93,29 +52,29 @@ def test_mutated_requests_are_refused_exactly_when_upb_refuses(seed):
     body = wire_noise.noisy(torch_request(rng), rng)
     for _ in range(15):
         broken = wire_noise.mutated(body, rng)
-        assert outcome(broken) == outcome_of_upb(broken), broken.hex()
+        assert TORCH.by_us(broken) == TORCH.by_upb(broken), broken.hex()
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=60))
 def test_random_bytes(body):
-    assert outcome(body) == outcome_of_upb(body)
+    assert TORCH.by_us(body) == TORCH.by_upb(body)
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_recorded_bodies(path):
     body = path.read_bytes()
-    expected = outcome_of_upb(body)
+    expected = TORCH.by_upb(body)
     assert isinstance(expected, tuple)
-    assert outcome(body) == expected
+    assert TORCH.by_us(body) == expected
     for n in range(len(body)):
-        assert outcome(body[:n]) == outcome_of_upb(body[:n]), n
+        assert TORCH.by_us(body[:n]) == TORCH.by_upb(body[:n]), n
 
 
 @pytest.mark.parametrize("path", COMPRESSED, ids=lambda path: path.stem)
 def test_a_compressed_body_is_not_taken_for_a_request(path):
     body = path.read_bytes()
-    assert outcome(body) == "undecodable" == outcome_of_upb(body)
+    assert TORCH.by_us(body) == "undecodable" == TORCH.by_upb(body)
 
 
 def test_merged_map_value():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import tracemalloc
-import zlib
 from pathlib import Path
 
 import cramjam
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from procserver.errors import BadRequest, RequestError, TooLarge
 from procserver.wire.compression import decompress
 from procserver.wire.pb import torch_predict_pb2, torchrec_predict_pb2
+from tests.reference.wire_compressed import COMPRESS
 
 LIMIT = 4 << 20
 BODIES = Path(__file__).parent.parent / "data" / "captures" / "bodies"
@@ -25,13 +25,6 @@ def lz4_block(data: bytes) -> bytes:
     return bytes(cramjam.lz4.compress_block(data, store_size=False))
 
 
-COMPRESS = {
-    "gzip": gzip.compress,
-    "zlib": zlib.compress,
-    "zstd": lambda data: bytes(cramjam.zstd.compress(data)),
-    "lz4": lambda data: bytes(cramjam.lz4.compress(data)),
-    "snappy": lambda data: bytes(cramjam.snappy.compress_raw(data)),
-}
 FORMATS = sorted(COMPRESS)
 FRAMED = [name for name in FORMATS if name != "snappy"]
 

@@ -130,3 +130,12 @@ def test_undecodable_bodies_name_the_place(body, said):
 def test_too_many_tensors():
     with pytest.raises(TooLarge, match="20000 tensors"):
         protocol.decode(b"\x0a\x00" * 20000)
+
+
+def test_too_many_output_indexes():
+    # An index takes a byte here, and much more as a Python object.
+    most = b"\x12\x80\x80\x01" + b"\x01" * 16384
+    assert protocol.decode(most).output_filter == [1] * 16384
+    for more in (b"\x10\x01", b"\x12\x01\x05", most * 1000):
+        with pytest.raises(TooLarge, match="output_filter of 16"):
+            protocol.decode(most + more)
