@@ -84,10 +84,15 @@ class Reloads:
         if self._attempt is None and self._wanted and state.has_been_ready:
             self._wanted = False
             self._begin()
-        attempt = self._attempt
-        if attempt is None:
+        if self._attempt is None:
             crew.keep_up(server)
-            return
+        step = None
+        # A step that is over is followed by the next one at once.
+        while self._attempt is not None and self._attempt.step != step:
+            step = self._attempt.step
+            self._take(self._attempt, server)
+
+    def _take(self, attempt: Attempt, server: Any) -> None:
         try:
             attempt.step(server)
         except ServiceError as error:
