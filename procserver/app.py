@@ -208,6 +208,7 @@ class Models:
                 "versions": [service.model_version],
                 **service.pipeline.describe_model(),
                 "loaded_at": loaded.isoformat(timespec="seconds"),
+                "last_reload": metrics.last_reload(),
             },
         )
 

@@ -64,6 +64,20 @@ def replay(arguments: argparse.ArgumentParser) -> Run:
     return run
 
 
+def reload(arguments: argparse.ArgumentParser) -> Run:
+    """Have a running service load its model and service JSON again."""
+    from procserver.lifecycle.command import add_arguments
+
+    add_arguments(arguments)
+
+    def run(options: argparse.Namespace) -> int:
+        from procserver.lifecycle.command import main
+
+        return main(options)
+
+    return run
+
+
 # A sub-command is a function that declares its arguments and returns what runs;
 # its name is the command's and its docstring the help text. What it needs is
 # imported when it runs, so that `procserver check` does not wait for torch.
@@ -72,6 +86,7 @@ COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (
     demo,
     transform,
     replay,
+    reload,
 )
 
 

@@ -99,6 +99,22 @@ class HostConfig:
         default=60.0,
         unit="s",
     )
+    boot_seconds: float = setting(
+        "boot_seconds",
+        Number(1, 86_400),
+        "Longest time from the start of a worker until it is ready. One that takes "
+        "longer is ended, with the stacks of its threads in the log; a reload is "
+        "refused then.",
+        default=600.0,
+        unit="s",
+    )
+    allow_nan: bool = setting(
+        "allow_nan",
+        Boolean(),
+        "Let a reload go on with a model that returns NaN or infinite values in its "
+        "warm-up.",
+        default=False,
+    )
     share_weights: bool = setting(
         "share_weights",
         Boolean(),

@@ -4,23 +4,21 @@ import os
 import select
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from procserver.errors import ProcserverError, SourceError
+from procserver.itemcache.commands import BUILD, FIRST, KEEP, MAKE, STOP
 from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.sources import ItemSource
 from procserver.itemcache.writer import GenerationWriter
-from procserver.shm import attach, reclaim
+from procserver.shm import attach, reclaim, unlink
 
-__all__ = ["BUILD", "STOP", "BuildReport", "build", "reclaim", "run"]
+__all__ = ["BUILD", "STOP", "BuildReport", "CompanionReport", "build", "reclaim", "run"]
 
-# Commands, one byte each on the descriptor that the refresher waits for.
-BUILD = b"b"
-STOP = b"q"
 # How often the refresher looks whether its parent is still the same, in seconds.
 PARENT_CHECK = 1.0
 
@@ -44,17 +42,37 @@ class BuildReport:
     companion_problem: str = ""
 
 
+@dataclass(frozen=True)
+class CompanionReport:
+    """What became of the companion that a ``make`` command asked for.
+
+    ``problem`` tells why there is none; without inputs there is none either.
+    """
+
+    label: str
+    generation: int
+    pregenerated: int = 0
+    companion_bytes: int = 0
+    companion_seconds: float = 0.0
+    companion_problem: str = ""
+
+
+Report = BuildReport | CompanionReport | ProcserverError
+OpenMaker = Callable[[str], CompanionMaker | None]
+
+
 def build(
     source: ItemSource,
     control: ControlSegment,
     *,
     table: int = 0,
     companion: CompanionMaker | None = None,
+    others: Sequence[CompanionMaker] = (),
 ) -> BuildReport:
     """Builds a generation from everything in ``source`` and publishes it.
 
-    What ``companion`` makes of it is published with it; if that fails, the
-    generation goes without.
+    What ``companion`` and ``others`` make of it is published with it; if that fails,
+    the generation goes without. The report is about ``companion``.
 
     On failure nothing changes for readers and no segment is left. What an earlier
     build left when it was killed is removed first. pyarrow starts its threads
@@ -72,7 +90,9 @@ def build(
         for batch in batches:
             writer.append(batch)
         writer.seal()
-        made = _make_companion(writer, control, companion)
+        made = _make_companion(writer.name, control, companion)
+        for other in others:
+            _make_companion(writer.name, control, other)
         number = writer.publish()
         skipped = Counter(writer.skipped)
     skipped.update(source.skipped)
@@ -87,14 +107,14 @@ def build(
 
 
 def _make_companion(
-    writer: GenerationWriter, control: ControlSegment, maker: CompanionMaker | None
+    generation: str, control: ControlSegment, maker: CompanionMaker | None
 ) -> dict[str, Any]:
     """The fields of the report about the companion."""
     if maker is None:
         return {}
     began = time.monotonic()
     try:
-        made = make_companion(Generation(attach(writer.name)), control, maker)
+        made = make_companion(Generation(attach(generation)), control, maker)
     except Exception as error:
         # Whatever it is (no memory, a plug-in's error): items can be served.
         return {"companion_problem": f"{type(error).__name__}: {error}"}
@@ -108,12 +128,13 @@ def _make_companion(
 def run(
     open_source: Callable[[], ItemSource],
     control: ControlSegment,
-    report: Callable[[BuildReport | ProcserverError], None],
+    report: Callable[[Report], None],
     commands: int,
     *,
     parent: int | None = None,
     table: int = 0,
     companion: CompanionMaker | None = None,
+    open_maker: OpenMaker | None = None,
 ) -> None:
     """The main loop of the refresher process; returns when it shall end.
 
@@ -122,36 +143,99 @@ def run(
     loop, as does the death of the process ``parent`` (the end of the pipe says so
     too where nobody else holds it). A build that fails is reported as the error;
     the generation before stays.
+
+    :param companion: the maker ``FIRST``
+    :param open_maker: makes another one of what :func:`commands.make_command` tells
     """
+    makers: dict[str, CompanionMaker | None] = {FIRST: companion}
+    crew = _Makers(control, table, makers, open_maker)
+    lines = _Lines(commands, parent)
     source: ItemSource | None = None
     try:
         due = True
         while True:
             if due:
-                source = _build_once(
-                    source, open_source, control, report, table, companion
-                )
-            waiting = _commands(commands, parent)
+                source = _build_once(source, open_source, control, report, crew)
+            waiting = lines.wait()
             if not waiting or STOP in waiting:
                 return
+            for line in waiting:
+                crew.obey(line, report)
             due = BUILD in waiting
     finally:
         if source is not None:
             source.close()
 
 
+@dataclass
+class _Makers:
+    """Who generates ahead, by label; None: that one has nothing to generate."""
+
+    control: ControlSegment
+    table: int
+    makers: dict[str, CompanionMaker | None]
+    open_maker: OpenMaker | None
+
+    def distinct(self) -> list[CompanionMaker]:
+        """One for each digest, the latest first."""
+        found = {m.digest: m for m in self.makers.values() if m is not None}
+        return list(reversed(found.values()))
+
+    def obey(self, line: bytes, report: Callable[[Report], None]) -> None:
+        """Follows a ``make`` or ``keep`` command."""
+        word, _, rest = line.rstrip(b"\n").partition(b" ")
+        label, _, what = rest.decode().partition(" ")
+        if word == MAKE:
+            report(self._add(label, what))
+        elif word == KEEP and label in self.makers:
+            self._keep(label)
+
+    def _add(self, label: str, what: str) -> CompanionReport:
+        number, _ = self.control.state(self.table)
+        if label in self.makers:
+            return CompanionReport(label, number)
+        try:
+            maker = None if self.open_maker is None else self.open_maker(what)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            return CompanionReport(label, number, companion_problem=problem)
+        known = {m.digest for m in self.makers.values() if m is not None}
+        self.makers[label] = maker
+        if maker is None or maker.digest in known or not number:
+            return CompanionReport(label, number)
+        name = self.control.generation_name(number)
+        made = _make_companion(name, self.control, maker)
+        return CompanionReport(label, number, **made)
+
+    def _keep(self, label: str) -> None:
+        dropped = {m.digest for m in self.makers.values() if m is not None}
+        self.makers = {label: self.makers[label]}
+        number, _ = self.control.state(self.table)
+        for digest in dropped - {m.digest for m in self.distinct()}:
+            # Workers that read it keep what they have mapped.
+            unlink(self.control.companion_name(number, digest))
+
+
 def _build_once(
     source: ItemSource | None,
     open_source: Callable[[], ItemSource],
     control: ControlSegment,
-    report: Callable[[BuildReport | ProcserverError], None],
-    table: int,
-    companion: CompanionMaker | None,
+    report: Callable[[Report], None],
+    crew: _Makers,
 ) -> ItemSource | None:
     """Builds and reports; opens the source where that has not worked yet."""
+    makers = crew.distinct()
     try:
         source = source or open_source()
-        report(build(source, control, table=table, companion=companion))
+        report(
+            build(
+                source,
+                control,
+                table=crew.table,
+                companion=makers[0] if makers else None,
+                others=makers[1:],
+            )
+        )
     except ProcserverError as error:
         report(error)
     except Exception as error:
@@ -162,11 +246,25 @@ def _build_once(
     return source
 
 
-def _commands(descriptor: int, parent: int | None) -> bytes:
-    """The bytes waiting; none: the other side or the parent is gone."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    while not poll.poll(PARENT_CHECK * 1000):
-        if parent is not None and os.getppid() != parent:
-            return b""
-    return os.read(descriptor, 4096)
+class _Lines:
+    """Commands as they come in on a pipe."""
+
+    def __init__(self, descriptor: int, parent: int | None) -> None:
+        self._descriptor = descriptor
+        self._parent = parent
+        self._rest = b""
+
+    def wait(self) -> list[bytes]:
+        """The lines that have come; none: the other side or the parent is gone."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        while True:
+            while not poll.poll(PARENT_CHECK * 1000):
+                if self._parent is not None and os.getppid() != self._parent:
+                    return []
+            chunk = os.read(self._descriptor, 4096)
+            if not chunk:
+                return []
+            *lines, self._rest = (self._rest + chunk).split(b"\n")
+            if lines:
+                return [line + b"\n" for line in lines]

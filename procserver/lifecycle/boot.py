@@ -12,92 +12,42 @@ import gc
 import importlib
 import logging
 import os
-import select
 import signal
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gunicorn.errors import HaltServer
 
 from procserver.config import ServiceConfig
-from procserver.config.fetch import fetch
-from procserver.config.storage import Mount
-from procserver.errors import FetchError, ServiceError
-from procserver.lifecycle.admission import SharedCounts
-from procserver.lifecycle.deaths import OomKills
-from procserver.lifecycle.process import run_in_child
+from procserver.errors import ServiceError
+from procserver.lifecycle import crew, rundir
+from procserver.lifecycle.crew import child_exit, pre_fork
+from procserver.lifecycle.fetching import fetch_copies
+from procserver.lifecycle.master import Master, Release, master, set_master, started
+from procserver.lifecycle.process import Job
 from procserver.lifecycle.refresher import Refresher
-from procserver.lifecycle.reports import Reports
-from procserver.lifecycle.settings import Settings, service_settings
-from procserver.lifecycle.weights import EVENT as WEIGHTS
-from procserver.lifecycle.weights import Weights
+from procserver.lifecycle.reload import Reloads
+from procserver.lifecycle.settings import service_settings
 from procserver.model.package import ModelPackage, open_served
 from procserver.observe import metrics
 from procserver.shm import reclaim
 
+__all__ = ["child_exit", "on_exit", "on_starting", "pre_fork"]
+
 log = logging.getLogger("procserver.lifecycle")
 
-EXIT_CANARY_DIED = 3
 EXIT_NOT_STARTED = 4
+# An exit status that no process has.
+NO_STATUS = -1
 TURN_S = 1.0
-POLL_S = 0.05
-
-
-@dataclass
-class Master:
-    """State of the arbiter process; workers see the copy made at their fork."""
-
-    settings: Settings
-    weights: Weights
-    # The age of the worker that introduces the weights.
-    canary: int | None = None
-    served: ModelPackage | None = None
-    refresher: Refresher | None = None
-    control_name: str | None = None
-    has_been_ready: bool = False
-    halting: bool = False
-    # By worker age, gunicorn's serial number of workers: the slot (which stands
-    # for a set of cores), the pipe, and who has reported to be ready.
-    slots: dict[int, int] = field(default_factory=dict)
-    reports: dict[int, Reports] = field(default_factory=dict)
-    ready: set[int] = field(default_factory=set)
-    leaving: set[int] = field(default_factory=set)
-    oom_kills: OomKills = field(default_factory=OomKills)
-    started: float = field(default_factory=time.monotonic)
-    counts: SharedCounts = field(default_factory=SharedCounts)
-
-    @property
-    def service(self) -> ServiceConfig:
-        return self.settings.service
-
-    @property
-    def package(self) -> ModelPackage:
-        """The model version that every worker serves, whatever is published since."""
-        assert self.served is not None
-        return self.served
-
-
-_master: Master | None = None
-
-
-def master() -> Master:
-    """The state that :func:`on_starting` made."""
-    if _master is None:
-        raise RuntimeError("the service has not been started")
-    return _master
 
 
 def on_starting(server: Any) -> None:
     """Gunicorn hook: in the master, before the sockets are opened."""
-    global _master
     _log_through(server.log)
+    _mind_signals(server)
     settings = service_settings()
     service = settings.service
-    weights = Weights.of_version(service.name, 1, share=service.host.share_weights)
-    state = _master = Master(settings, weights)
-    _end_cleanly_on_signals(server)
     for remark in settings.remarks:
         server.log.info("config: %s", remark)
     server.log.info(
@@ -114,8 +64,9 @@ def on_starting(server: Any) -> None:
                 f"processor {service.processor!r}: TensorFlow models are not served yet"
             )
         if service.copies:
-            run_in_child(lambda: _fetch_copies(service))
-        state.served = _find_model(server, service)
+            Job(lambda: fetch_copies(service)).wait()
+        state = Master(Release.of(1, settings, _find_model(server, service)))
+        set_master(state)
         removed = reclaim()
         if removed:
             server.log.info("removed %d shared segments of dead owners", removed)
@@ -127,34 +78,41 @@ def on_starting(server: Any) -> None:
         _import_for_workers()
         if state.refresher is not None:
             state.refresher.wait_for_first_generation()
+        rundir.write_pid(service.state_dir)
     except ServiceError as error:
         server.log.error("service %s cannot start: %s", service.name, error)
         on_exit(server)
         raise SystemExit(EXIT_NOT_STARTED) from error
+    except _StoppedEarly:
+        server.log.info("stopped before the start was complete")
+        on_exit(server)
+        raise
     _halt_once(server)
-    _call_on_each_turn(server)
+    _supervise_and_reload(server)
 
 
-def _end_cleanly_on_signals(server: Any) -> None:
-    """Removes shared memory also when the start is broken off.
+class _StoppedEarly(SystemExit):
+    """A signal to end, before gunicorn would look at it."""
 
-    NOTE: gunicorn sets its own handlers, in place of these, after ``on_starting``;
-    until then a signal would end the process with all segments left behind.
+
+def _mind_signals(server: Any) -> None:
+    """Signals during the start: those to end do so, others wait for the loop.
+
+    NOTE: gunicorn installs its handlers after ``on_starting``; until then a HUP
+    would end the process.
     """
+
     parent = os.getpid()
 
-    def end(signum: int, frame: object) -> None:
+    def stop(signum: int, frame: object) -> NoReturn:
         if os.getpid() != parent:
-            # A child that has not set its own handlers yet.
+            # A child that has not set handlers of its own yet.
             os._exit(0)
-        server.log.info("%s: the start is broken off", signal.Signals(signum).name)
-        on_exit(server)
-        raise SystemExit(0)
+        raise _StoppedEarly(0)
 
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(signum, end)
-    # There is nothing to reload yet.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for signum in server.SIGNALS:
+        ends = signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+        signal.signal(signum, stop if ends else server.signal)
 
 
 def _find_model(server: Any, service: ServiceConfig) -> ModelPackage:
@@ -167,31 +125,6 @@ def _find_model(server: Any, service: ServiceConfig) -> ModelPackage:
     for notice in package.notices:
         server.log.info("model: %s", notice)
     return package
-
-
-def _fetch_copies(service: ServiceConfig) -> None:
-    for mount in service.copies:
-        try:
-            fetch(mount, service.state_dir)
-        except FetchError as error:
-            # Before the first start nobody has captured anything.
-            if not _holds_captures_only(mount, service):
-                raise
-            log.warning("no captured requests to warm up with: %s", error)
-
-
-def _holds_captures_only(mount: Mount, service: ServiceConfig) -> bool:
-    folder = mount.folder(service.state_dir)
-    needed = [service.model_dir, service.warm_up_data_path]
-    source = service.item_source
-    if source is not None and source.url is not None:
-        needed.append(Path(source.url.reveal()))
-    captures = service.model.warmup_data_path
-    return (
-        captures is not None
-        and captures.is_relative_to(folder)
-        and not any(path and path.is_relative_to(folder) for path in needed)
-    )
 
 
 def _log_through(gunicorn_log: Any) -> None:
@@ -236,58 +169,65 @@ def _halt_once(server: Any) -> None:
     stop = server.stop
 
     def stop_and_note(graceful: bool = True) -> None:
-        master().halting = True
+        state = master()
+        state.halting = True
+        for member in state.serving():
+            if not member.ready:
+                # It has nothing to answer; its start is not waited for.
+                crew.dismiss(server, member)
         stop(graceful)
 
     server.reap_workers = reap_and_halt_once
     server.stop = stop_and_note
 
 
-def _call_on_each_turn(server: Any) -> None:
-    """Hooks :func:`supervise` into the arbiter's loop (once a second or less)."""
-    manage_workers = server.manage_workers
+def _supervise_and_reload(server: Any) -> None:
+    """Takes over what gunicorn's loop does each turn, and its reload."""
+    reloads = Reloads()
 
     def manage_and_supervise() -> None:
-        if not master().weights.settled:
+        state = master()
+        crew.note_reports()
+        if not state.weights.settled:
             _await_canary(server)
-        if master().weights.settled:
-            manage_workers()
+        if state.weights.settled:
+            reloads.turn(server)
         supervise(server)
+        reloads.wait(server)
 
     server.manage_workers = manage_and_supervise
+    server.handle_hup = reloads.ask
 
 
 def _await_canary(server: Any) -> None:
-    """Forks the canary and waits until it reports, or a signal wants attention.
+    """Forks the first worker and waits until it reports, or a signal comes.
 
     Returns after a second in any case, so that the refresher is looked after.
     """
     state = master()
-    if not server.WORKERS:
-        server.spawn_worker()
-    # The arbiter's next turn is to come at once, not after a second's wait.
-    server.wakeup()
+    if not state.members:
+        crew.spawn(server, state.release)
     end = time.monotonic() + TURN_S
     while not state.weights.settled and time.monotonic() < end:
-        reports = state.reports.get(state.canary or 0)
+        crew.wait(server, [], crew.POLL_S)
         if server.SIG_QUEUE.qsize() > 1:
             return
-        # Nobody's pipe: the canary is dead, and SIGCHLD on its way.
-        readers = [] if reports is None else [reports.reader]
-        select.select(readers, [], [], POLL_S)
-        _note_reports()
+        crew.note_reports()
 
 
 def supervise(server: Any) -> None:
-    """Reads what children report and restarts the refresher if it died."""
+    """Looks after workers and the refresher, whatever else goes on."""
     state = master()
-    _note_reports()
-    if not state.has_been_ready and len(state.ready) >= server.num_workers:
+    crew.note_reports()
+    crew.hurry(server)
+    if not state.has_been_ready and state.ready() >= server.num_workers:
         state.has_been_ready = True
+        # SAFETY: no worker's exit status ends the service from now on.
+        server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = NO_STATUS
         server.log.info(
             "ready: service %s, %d workers on %s, %.1f s after the start",
             state.service.name,
-            len(state.ready),
+            state.ready(),
             ", ".join(str(listener) for listener in server.LISTENERS),
             time.monotonic() - state.started,
         )
@@ -295,67 +235,15 @@ def supervise(server: Any) -> None:
         state.refresher.supervise(server.LISTENERS)
 
 
-def _note_reports() -> None:
-    state = master()
-    for age, reports in list(state.reports.items()):
-        reports.in_master()
-        for message in reports.poll():
-            if message["event"] == "ready":
-                state.ready.add(age)
-            elif message["event"] == "leaving":
-                state.leaving.add(age)
-            elif message["event"] == WEIGHTS:
-                state.weights.note(message)
-        if reports.closed:
-            del state.reports[age]
-    metrics.WORKERS_READY.set(len(state.ready))
-
-
-def pre_fork(server: Any, worker: Any) -> None:
-    """Gunicorn hook: in the master, before each fork of a worker."""
-    state = master()
-    for reports in state.reports.values():
-        reports.in_master()
-    taken = set(state.slots.values())
-    worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
-    worker.workers = server.num_workers
-    state.counts.open_slot(worker.slot)
-    worker.reports = Reports.open()
-    if not state.weights.settled:
-        state.canary = worker.age
-    state.slots[worker.age] = worker.slot
-    state.reports[worker.age] = worker.reports
-    metrics.WORKER_STARTS.add()
-
-
-def child_exit(server: Any, worker: Any) -> None:
-    """Gunicorn hook: in the master, after a worker was reaped.
-
-    :raises HaltServer: for a canary that died before it reported: there is
-        nothing that another worker could do better
-    """
-    state, age = master(), worker.age
-    _note_reports()
-    metrics.WORKER_DEATHS.add(
-        1,
-        state.oom_kills.cause(
-            was_ready=age in state.ready, said_so=age in state.leaving
-        ),
-    )
-    if age == state.canary and not state.weights.settled and not state.halting:
-        raise HaltServer(
-            "the first worker died while it loaded the model", EXIT_CANARY_DIED
-        )
-    state.slots.pop(age, None)
-    state.ready.discard(age)
-    state.leaving.discard(age)
-
-
 def on_exit(server: Any) -> None:
     """Gunicorn hook: in the master, last of all."""
-    if _master is None:
+    if not started():
         return
-    if _master.refresher is not None:
-        _master.refresher.stop()
-    _master.weights.remove()
+    state = master()
+    if state.refresher is not None:
+        state.refresher.stop()
+    for release in state.releases:
+        release.weights.remove()
+    rundir.remove_pid(state.service.state_dir)
     metrics.leave()
+    set_master(None)

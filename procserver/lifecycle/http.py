@@ -158,6 +158,12 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns -= 1
         conn.close()
 
+    def _cap_keepalive(self, deadline: float) -> None:
+        super()._cap_keepalive(deadline)
+        # A worker on its way out waits no longer for those that never sent anything.
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
+
     def murder_pending(self) -> None:
         super().murder_pending()
         now = time.monotonic()

@@ -6,11 +6,14 @@ import ctypes
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 
 from procserver.errors import ServiceError
-from procserver.lifecycle.reports import Reports
+from procserver.lifecycle.reports import Message, Reports
 
 log = logging.getLogger("procserver.lifecycle")
 
@@ -49,27 +52,71 @@ def keep_memory() -> None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
 
 
+def be_idle() -> bool:
+    """Leaves the CPU to everybody else; :func:`be_normal` ends that.
+
+    Without the right to come back (``CAP_SYS_NICE``, or a nice limit of 20 as
+    ``ulimit -e 20`` gives) nothing is changed. Returns whether something was.
+    """
+    allowed: list[bool] = []
+
+    def try_it() -> None:
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            allowed.append(True)
+        except OSError:
+            allowed.append(False)
+
+    # The scheduler knows threads: what this one cannot undo ends with it.
+    thread = threading.Thread(target=try_it)
+    thread.start()
+    thread.join()
+    if allowed[0]:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    return allowed[0]
+
+
+def be_normal(pid: int | None = None) -> None:
+    """Gives a process (None: this one) with all its threads its share of the CPU."""
+    tasks = Path(f"/proc/{pid or os.getpid()}/task")
+    with suppress(OSError):
+        for task in os.listdir(tasks):
+            with suppress(OSError):
+                os.sched_setscheduler(int(task), os.SCHED_OTHER, os.sched_param(0))
+
+
 class Closable(Protocol):
     """A listening socket."""
 
     def close(self) -> None: ...
 
 
-def run_in_child(work: Callable[[], None]) -> None:
-    """Runs ``work`` in a forked child and waits for it.
+class Job:
+    """Work in a forked child, for the master, which must stay single-threaded.
 
-    For the master, which must stay single-threaded: object-store drivers and the
-    like start threads that a later fork would lose.
-
-    :raises ServiceError: with the child's message, or if it died without one
+    Object-store drivers and the like start threads that a later fork would lose.
+    The child is reaped by gunicorn or, before that runs, by :meth:`wait`.
     """
-    reports = Reports.open()
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        reporter = reports.in_child()
+
+    def __init__(
+        self, work: Callable[[], None], listeners: Sequence[Closable] = ()
+    ) -> None:
+        self.reports = Reports.open()
+        self._messages: list[Message] = []
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(work, parent, listeners)
+        self.reports.in_master()
+
+    def _run(
+        self, work: Callable[[], None], parent: int, listeners: Sequence[Closable]
+    ) -> None:
+        reporter = self.reports.in_child()
         try:
             die_with_parent(parent)
+            close_sockets(listeners)
             work()
             reporter.send("done")
         except ServiceError as error:
@@ -79,15 +126,30 @@ def run_in_child(work: Callable[[], None]) -> None:
             reporter.send("failed", reason=f"{type(error).__name__}: {error}")
         finally:
             os._exit(0)
-    reports.in_master()
-    messages = []
-    while not reports.closed:
-        messages += reports.wait(60.0)
-    os.waitpid(pid, 0)
-    if not messages:
-        raise ServiceError("a child of the master died without a word")
-    if messages[-1]["event"] == "failed":
-        raise ServiceError(messages[-1]["reason"])
+
+    def is_done(self) -> bool:
+        """Whether the child has ended.
+
+        :raises ServiceError: with the child's message, or if it died without one
+        """
+        self._messages += self.reports.poll()
+        if not self.reports.closed:
+            return False
+        if not self._messages:
+            raise ServiceError("a child of the master died without a word")
+        if self._messages[-1]["event"] == "failed":
+            raise ServiceError(self._messages[-1]["reason"])
+        return True
+
+    def wait(self) -> None:
+        """Blocks until the child has ended.
+
+        :raises ServiceError: as :meth:`is_done`
+        """
+        while not self.reports.closed:
+            self._messages += self.reports.wait(60.0)
+        os.waitpid(self.pid, 0)
+        self.is_done()
 
 
 def close_sockets(listeners: Sequence[Closable]) -> None:

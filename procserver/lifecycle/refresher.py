@@ -8,6 +8,7 @@ with growing pauses while workers go on reading what is published.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 
 from procserver.config import ServiceConfig, SourceConfig
 from procserver.errors import ProcserverError, SourceError
+from procserver.itemcache.commands import FIRST, keep_command, make_command
 from procserver.itemcache.control import ControlSegment
 from procserver.lifecycle.process import Closable, close_sockets, die_with_parent
 from procserver.lifecycle.reports import Message, Reporter, Reports
@@ -46,6 +48,8 @@ class Refresher:
         self._commands = -1
         self._pause = FIRST_PAUSE
         self._start_at = 0.0
+        self._answered: set[str] = set()
+        self._label = FIRST
         self.published = False
 
     def start(self, listeners: Sequence[Closable]) -> None:
@@ -74,8 +78,9 @@ class Refresher:
             finally:
                 # Nothing of the master's may run at this process's end.
                 os._exit(status)
-        self._pid = pid
+        self._pid, self._label = pid, FIRST
         os.close(reader)
+        os.set_blocking(self._commands, False)
         reports.in_master()
         self._reports = reports
         metrics.REFRESHER_STARTS.add()
@@ -94,6 +99,54 @@ class Refresher:
                     raise SourceError(message["reason"])
             if self._reports.closed and not self.published:
                 raise SourceError("the refresher died while it built the item cache")
+
+    def prepare(
+        self, label: str, service: ServiceConfig, package: ModelPackage
+    ) -> None:
+        """Has features generated ahead for another package too.
+
+        :meth:`has_prepared` tells when that is done. What is served already stays.
+        """
+        self._send(make_command(label, _what_to_make(service, package)))
+
+    def has_prepared(self, label: str) -> bool:
+        """Whether there is nothing to wait for (any more).
+
+        A refresher that died while it did so will not: workers generate themselves
+        what was not generated ahead.
+        """
+        if self._reports is not None and not self._reports.closed:
+            for message in self._reports.poll():
+                self._note(message)
+        closed = self._reports is None or self._reports.closed
+        return closed or label in self._answered
+
+    def adopt(self, label: str, service: ServiceConfig, package: ModelPackage) -> None:
+        """That package is served from now on, and no other."""
+        self._service, self._package, self._label = service, package, label
+        # A refresher that was started since knows nothing of it.
+        self._send(make_command(label, _what_to_make(service, package)))
+        self.drop_others()
+
+    def drop_others(self) -> None:
+        """What was prepared will not be served."""
+        self._answered.clear()
+        self._send(keep_command(self._label))
+
+    @property
+    def readers(self) -> list[int]:
+        """Descriptors that become readable when there is something to hear."""
+        if self._reports is None or self._reports.closed:
+            return []
+        return [self._reports.reader]
+
+    def _send(self, command: bytes) -> None:
+        if self._reports is None or self._reports.closed:
+            return
+        try:
+            os.write(self._commands, command)
+        except OSError as error:
+            log.warning("the refresher cannot be reached: %s", error)
 
     def supervise(self, listeners: Sequence[Closable]) -> None:
         """Notes reports; starts the refresher again when its pause is over."""
@@ -139,11 +192,24 @@ class Refresher:
                 "".join(f", {n} {why}" for why, n in message["skipped"].items()),
             )
             _log_companion(message)
+        elif message["event"] == "prepared":
+            self._answered.add(message["label"])
+            _log_companion(message)
         elif message["event"] == "plain":
             log.warning("no features are generated ahead: %s", message["reason"])
         else:
             metrics.CACHE_BUILDS.add(1, "failed")
             log.error("item cache build failed: %s", message["reason"])
+
+
+def _what_to_make(service: ServiceConfig, package: ModelPackage) -> str:
+    """What ``companion.open_told`` reads."""
+    has_features = service.model.fg_mode == "normal" and package.fg_json is not None
+    told = {
+        "fg_json": str(package.fg_json) if has_features else None,
+        "farm_hash": service.envs.farm_hash,
+    }
+    return json.dumps(told)
 
 
 def _measure(message: Message) -> None:
@@ -193,14 +259,16 @@ def _run_child(
         # The master ends its refresher itself, after the workers.
         signal.signal(signum, signal.SIG_IGN)
     # NOTE: these import pyarrow, which starts threads: never in the master.
-    from procserver.itemcache.refresh import BuildReport, run
+    from procserver.itemcache.refresh import BuildReport, CompanionReport, Report, run
     from procserver.itemcache.sources import open_source
-    from procserver.lifecycle.companion import open_maker
+    from procserver.lifecycle.companion import open_maker, open_told
 
-    def report(outcome: BuildReport | ProcserverError) -> None:
+    def report(outcome: Report) -> None:
         if isinstance(outcome, BuildReport):
             details: dict[str, Any] = vars(outcome)
             reporter.send("published", **details)
+        elif isinstance(outcome, CompanionReport):
+            reporter.send("prepared", **vars(outcome))
         else:
             reporter.send("failed", reason=_without_credentials(str(outcome)))
 
@@ -217,4 +285,5 @@ def _run_child(
         commands,
         parent=parent,
         companion=maker,
+        open_maker=open_told,
     )

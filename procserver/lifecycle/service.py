@@ -11,6 +11,7 @@ from procserver.config import ServiceConfig
 from procserver.errors import FgConfigError, ModelError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
+from procserver.lifecycle.candidate import Examination
 from procserver.lifecycle.synthesis import (
     FeatureRequests,
     Synthesis,
@@ -40,6 +41,7 @@ def build_service(
     *,
     workers: int = 1,
     on_device_lost: Callable[[], None] = lambda: None,
+    examination: Examination | None = None,
 ) -> Service:
     """Loads everything that one worker needs and warms it up.
 
@@ -49,6 +51,7 @@ def build_service(
     :param obtain: gives the model of a package, for a device
     :param workers: how many share what is configured for the service
     :param on_device_lost: called when the GPU fails for good
+    :param examination: what the model must pass after its warm-up
     :raises ServiceError: naming what is wrong with model, fg.json or cache
     """
     logs = open_logs(service, workers)
@@ -68,6 +71,9 @@ def build_service(
     if runner.lost:
         raise ModelError(f"device {device} failed during the warm-up")
     log.info("warmed up in %.2f s with %s", time.monotonic() - started, done)
+    if examination is not None:
+        is_bypass = service.model.fg_mode == "bypass"
+        examination.hold(runner, done, clients_send_tensors=is_bypass)
     pipeline.request_log = logs.requests if service.allow_debug else None
     metrics.MODEL.set(package.version, str(pipeline.describe_model()["weights"]))
     metrics.MODEL_BYTES.set(total_bytes(package))

@@ -40,17 +40,29 @@ class Settings:
 
 @cache
 def service_settings() -> Settings:
-    """Reads the service JSON that ``PROCSERVER_CONFIG`` names.
+    """What the service was started with.
 
     Wrong configuration ends the process with status 2 and one line a problem.
     """
-    path = Path(os.environ.get("PROCSERVER_CONFIG") or DEFAULT_CONFIG)
     try:
-        loaded = config.load(path)
+        return read_settings()
     except ConfigError as error:
         for problem in error.problems:
-            print(f"{path}: {problem}", file=sys.stderr)
+            print(f"{config_path()}: {problem}", file=sys.stderr)
         raise SystemExit(EXIT_CONFIG) from error
+
+
+def config_path() -> Path:
+    """The service JSON that ``PROCSERVER_CONFIG`` names."""
+    return Path(os.environ.get("PROCSERVER_CONFIG") or DEFAULT_CONFIG)
+
+
+def read_settings() -> Settings:
+    """Reads the service JSON as it is now.
+
+    :raises ConfigError: with every problem found
+    """
+    loaded = config.load(config_path())
     service = loaded.service
     workers = service.host.workers or len(available_cores())
     return Settings(

@@ -53,6 +53,7 @@ class Weights:
     share: bool = True
     settled: bool = False
     published: bool = False
+    bytes: int = 0
 
     @classmethod
     def of_version(cls, service: str, version: int, *, share: bool) -> Weights:
@@ -65,8 +66,8 @@ class Weights:
         """In the master: takes the canary's report."""
         self.settled = True
         self.published = message["name"] is not None
-        if self.published:
-            metrics.SHARED_WEIGHTS_BYTES.set(message["bytes"])
+        self.bytes = message["bytes"] if self.published else 0
+        metrics.SHARED_WEIGHTS_BYTES.set(self.bytes)
 
     def remove(self) -> None:
         """In the master: unlinks the segment, complete or not.
@@ -84,13 +85,16 @@ class Weights:
         is_canary: bool,
         report: Callable[..., None],
         farm_hash: bool = False,
+        strict: bool = False,
     ) -> LoadedModel:
         """In a worker: the model, attached to shared weights where there are any.
 
         :param is_canary: this worker is to load, publish and report
         :param report: sends an event with its details to the master
         :param farm_hash: how the service's features are hashed
+        :param strict: weights that could be shared must be
         :raises ModelError: if the model cannot be loaded
+        :raises SharedMemoryError: if it is ``strict`` and memory does not suffice
         """
         # NOTE: torch, which only workers may use; the master imports it later.
         from procserver.model.integrity import verify
@@ -100,7 +104,8 @@ class Weights:
             return self._follow(package, device)
         verify(package)
         if self.share:
-            return self._introduce(package, device, _probe(package, farm_hash), report)
+            probe = _probe(package, farm_hash)
+            return self._introduce(package, device, probe, report, strict)
         model = load(package, device=device)
         report(EVENT, name=None, reason="share_weights is off")
         return model
@@ -111,6 +116,7 @@ class Weights:
         device: str,
         probe: Probe | None,
         report: Callable[..., None],
+        strict: bool,
     ) -> LoadedModel:
         """The canary's part: load, publish, report."""
         from procserver.model.loading import load
@@ -120,6 +126,8 @@ class Weights:
         try:
             published = publish(model, self.segment, self.owner, probe=probe)
         except (NotShareable, SharedMemoryError) as error:
+            if strict and isinstance(error, SharedMemoryError):
+                raise
             log.log(
                 logging.WARNING
                 if package.script.stat().st_size > SMALL

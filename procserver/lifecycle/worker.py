@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import faulthandler
+import logging
 import os
 import sys
 import time
 from concurrent import futures
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from procserver.errors import ProcserverError
 from procserver.lifecycle.admission import Admission
-from procserver.lifecycle.boot import Master, master
+from procserver.lifecycle.candidate import Contract, Examination
 from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.http import HttpWorker, honour_close
-from procserver.lifecycle.process import die_with_parent, keep_memory
-from procserver.lifecycle.reports import Reporter, Reports
+from procserver.lifecycle.master import Master, Member, master
+from procserver.lifecycle.process import (
+    be_idle,
+    be_normal,
+    die_with_parent,
+    keep_memory,
+)
+from procserver.lifecycle.reports import Reporter
 from procserver.lifecycle.settings import FRONT_THREADS
 from procserver.observe import metrics
 from procserver.observe.reqlog import Logs
@@ -35,12 +43,14 @@ LOG_SECONDS = 2.0
 class Worker(HttpWorker):
     """gthread with a model replica, pinned to its cores."""
 
-    slot: int
+    member: Member
+    # How many there are, and what the model that they serve by now keeps to.
     workers: int
+    before: Contract | None
     cores: list[int]
-    reports: Reports
     reporter: Reporter
-    forked: float
+    examination: Examination
+    is_idle: bool = False
     logs: Logs | None = None
 
     def init_process(self) -> None:
@@ -72,21 +82,27 @@ class Worker(HttpWorker):
         self.log.error("worker %s gives way to a new one", self.pid)
         self.handle_exit(None, None)
 
+    @property
+    def is_canary(self) -> bool:
+        """Whether this worker introduces a model version."""
+        return bool(self.age == self.member.release.canary)
+
     def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
         state = master()
         return state.weights.obtain(
             package,
             device,
-            is_canary=self.age == state.canary,
+            is_canary=self.is_canary,
             report=self.reporter.send,
             farm_hash=state.service.envs.farm_hash,
+            strict=self.examination.strict,
         )
 
     def _admission(self, state: Master) -> Admission:
         rpc = state.service.rpc
         return Admission(
             state.counts,
-            self.slot,
+            self.member.slot,
             rate=rpc.rate_limit,
             most=rpc.worker_threads + rpc.max_queue_size,
             most_here=max(1, self.cfg.threads - FRONT_THREADS),
@@ -108,19 +124,28 @@ class Worker(HttpWorker):
                 state.service,
                 state.package,
                 state.control_name,
-                devices[self.slot % len(devices)],
+                devices[self.member.place % len(devices)],
                 self._obtain_model,
                 on_device_lost=self.retire,
                 workers=self.workers,
+                examination=self.examination,
             )
             self.logs = service.logs
             service = replace(service, admission=self._admission(state))
             self.wsgi = honour_close(create_app(service))
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
-            # SAFETY: once the service has been ready, a worker that fails must
-            # not take it down.
-            sys.exit(EXIT_RESTART_WORKER if state.has_been_ready else EXIT_HALT_SERVICE)
+            self._fail(str(error))
+        except Exception as error:
+            self.log.exception("worker %s cannot start", self.pid)
+            self._fail(f"{type(error).__name__}: {error}")
+
+    def _fail(self, reason: str) -> NoReturn:
+        self.reporter.send("failed", reason=reason)
+        # SAFETY: once the service has been ready, a worker that fails must not take
+        # it down.
+        is_ready = master().has_been_ready
+        sys.exit(EXIT_RESTART_WORKER if is_ready else EXIT_HALT_SERVICE)
 
 
 def threads_of(given: int | None, cores: int) -> int:
@@ -133,30 +158,59 @@ def threads_of(given: int | None, cores: int) -> int:
 
 def post_fork(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, first of all."""
-    worker.forked = time.monotonic()
+    member = worker.member
     die_with_parent(worker.ppid)
     keep_memory()
-    worker.reporter = worker.reports.in_child()
-    metrics.join(metrics.worker_row(worker.slot))
+    worker.reporter = member.reports.in_child()
+    metrics.join(metrics.worker_row(member.slot))
     state = master()
-    for age, reports in state.reports.items():
-        if age != worker.age:
-            reports.close()
+    for other in state.members.values():
+        if other is not member:
+            other.reports.close()
+    state.release = member.release
+    host = state.service.host
+    # NOTE: the stacks of all threads go to the log, then the process ends.
+    faulthandler.dump_traceback_later(host.boot_seconds, exit=True)
+    os.environ.update(state.service.envs.raw)
+    worker.examination = Examination(
+        strict=state.has_been_ready and worker.is_canary,
+        before=worker.before,
+        allow_nan=host.allow_nan,
+    )
+    worker.is_idle = member.gentle and be_idle()
     worker.cores = available_cores()
-    if state.service.host.pin_cores and state.service.host.device == ("cpu",):
-        worker.cores = core_set(worker.cores, worker.slot, worker.workers)
+    if host.pin_cores and host.device == ("cpu",):
+        worker.cores = core_set(worker.cores, member.place, worker.workers)
         os.sched_setaffinity(0, worker.cores)
 
 
 def post_worker_init(worker: Worker) -> None:
     """Gunicorn hook: in the worker, loaded and warm, before it accepts."""
-    worker.reporter.send("ready", pid=os.getpid())
-    seconds = time.monotonic() - worker.forked
+    faulthandler.cancel_dump_traceback_later()
+    if worker.is_idle:
+        be_normal()
+    contract = worker.examination.contract
+    worker.reporter.send(
+        "ready",
+        pid=os.getpid(),
+        contract=None if contract is None else contract.as_message(),
+    )
+    seconds = time.monotonic() - worker.member.forked
     worker.log.info("worker %d is ready %.2f s after its fork", worker.pid, seconds)
 
 
 def worker_exit(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, last of all, unless a signal killed it."""
+    if os.getpid() == worker.ppid:
+        # The master calls it for a worker that somebody else reaped.
+        return
     if worker.logs is not None:
         worker.logs.close(LOG_SECONDS)
     worker.reporter.send("leaving")
+    ends = sys.exc_info()[1]
+    if worker.booted and isinstance(ends, SystemExit) and ends.code in (0, None):
+        # PERF: taking torch down costs half a second of CPU, just when another
+        # worker takes over, and nobody has anything of it.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)

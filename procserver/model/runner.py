@@ -98,6 +98,8 @@ class ModelRunner:
         self.argument_names = tuple(name for name, _, _ in arguments)
         self.output_names: tuple[str, ...] = ()
         self.empty_outputs: dict[str, np.ndarray] = {}
+        # Outputs that have held NaN or infinite values.
+        self.non_finite: set[str] = set()
         self._transfer = Transfer(self.device)
         self._no_grad = torch.no_grad if plain_no_grad else torch.inference_mode
         self._on_device_lost = on_device_lost
@@ -216,8 +218,9 @@ class ModelRunner:
         outputs = self._turns.run(
             Request(batch, from_client=from_client, mergeable=self._merges)
         )
-        for array in outputs.values():
+        for name, array in outputs.items():
             if not _is_finite(array):
+                self.non_finite.add(name)
                 nans = int(np.isnan(array).sum())
                 NAN_SCORES.add(nans, "nan")
                 NAN_SCORES.add(int((~np.isfinite(array)).sum()) - nans, "inf")

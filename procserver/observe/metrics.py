@@ -212,6 +212,23 @@ RELOADS = _declare(
         values=("done", "refused", "rolled_back"),
     )
 )
+RELOAD_STARTS = _declare(
+    Counter("procserver_reload_starts_total", "Reloads that were begun.")
+)
+LAST_RELOAD = _declare(
+    Text(
+        "procserver_last_reload_info",
+        "The last reload: its number, outcome, the version that is served since, when.",
+        ("number", "outcome", "version", "at"),
+    )
+)
+LAST_RELOAD_REASON = _declare(
+    Text(
+        "procserver_last_reload_reason_info",
+        "Why the last reload was refused or rolled back; empty if it was not.",
+        ("reason",),
+    )
+)
 UPTIME = _declare(
     Gauge(
         "procserver_uptime_seconds",
@@ -242,6 +259,28 @@ def join(row: int) -> None:
     """
     if REGISTRY.block is not None and REGISTRY.block.name is not None:
         REGISTRY.bind(REGISTRY.block, row)
+
+
+def last_reload(block: Block | None = None) -> dict[str, object] | None:
+    """The master's word on the last reload; None: there was none, or no master.
+
+    :param block: the service's, when it is not this process's own
+    """
+    block = block or REGISTRY.block
+    if block is None:
+        return None
+    texts = LAST_RELOAD.read(block, MASTER)
+    if texts is None or block.name is None:
+        return None
+    told = dict(zip(LAST_RELOAD.labels, texts, strict=True))
+    (reason,) = LAST_RELOAD_REASON.read(block, MASTER) or ("",)
+    return {**told, "number": int(told["number"]), "reason": reason or None}
+
+
+def reload_counts(block: Block) -> tuple[int, int]:
+    """Reloads that the master of a service has begun, and ended."""
+    ended = sum(RELOADS.read(block, MASTER, outcome) for outcome in RELOADS.values)
+    return RELOAD_STARTS.read(block, MASTER, ""), ended
 
 
 def worker_row(slot: int) -> int:
