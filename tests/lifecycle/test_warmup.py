@@ -326,7 +326,7 @@ def test_a_crash_in_a_recorded_request_is_a_failed_file(
 ) -> None:
     (folder / "a.pb").write_bytes(request("crash"))
     (folder / "b.pb").write_bytes(request("fine"))
-    from procserver import pipeline
+    from procserver.pipeline import ranking as pipeline
 
     decode = pipeline.torchrec_wire.decode
 

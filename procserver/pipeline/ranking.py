@@ -1,4 +1,4 @@
-"""predict(): decode -> gather -> generate -> run -> encode.
+"""Features and ids in, scores out: decode -> gather -> generate -> run -> encode.
 
 The five words name the stages in code, logs, metrics, docs and tests. What
 joins the sibling rooms is composed here: item features from the cache, the
@@ -8,14 +8,13 @@ joins the sibling rooms is composed here: item features from the cache, the
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 
-from cython_ext.column import Column, Kind, Shape, shape_of
+from cython_ext.column import Column
 from procserver.debug import (
     WHOLE_ITEMS,
     Inspector,
@@ -28,47 +27,27 @@ from procserver.errors import (
     BadFeature,
     BadRequest,
     DebugRefused,
-    SourceError,
     TooLarge,
 )
-from procserver.fg import FeatureGenerator, SequenceJoin
+from procserver.fg import FeatureGenerator
 from procserver.fg.pregenerated import Pregenerated
 from procserver.fg.split import Part
 from procserver.itemcache.reader import CacheReader, Generation
 from procserver.model.rows import RowRule
 from procserver.model.runner import ModelRunner
-from procserver.model.signature import PLATFORM, Signature, facts, signature
+from procserver.model.signature import Signature, signature
 from procserver.observe.reqlog import RequestLog
 from procserver.observe.trace import DECODE, ENCODE, GATHER, GENERATE, RUN, Trace
-from procserver.wire import torch as torch_wire
+from procserver.pipeline.answer import Reply, describe_model, describe_outputs
+from procserver.pipeline.joining import join_sequence
 from procserver.wire import torchrec as torchrec_wire
 from procserver.wire.logdata import encode as encode_log_data
-from procserver.wire.torch import TorchRequest
 from procserver.wire.torchrec import TorchRecRequest
 
 log = logging.getLogger("procserver.pipeline")
 
 Columns = Mapping[str, Column]
 Tensors = Mapping[str, np.ndarray]
-
-DTYPE_NAMES = {"float32": "FLOAT", "float64": "DOUBLE"} | {
-    name: name.upper()
-    for name in ("int64", "int32", "int16", "int8", "uint8", "complex64", "complex128")
-}
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An encoded answer, the cache generation it was made from, its request.
-
-    ``rows``: items scored, 0 if the request does not say; ``debug_level``: what the
-    request asked for beside scores.
-    """
-
-    body: bytes
-    generation: int | None = None
-    rows: int = 0
-    debug_level: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,33 +69,6 @@ class ItemRows:
     unknown: int = 0
     part: Part | None = None
     ready: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
-class Pipeline(Protocol):
-    """One way of answering a predict request.
-
-    ``request_log`` is set when the warm-up is over, whose requests are not to be
-    logged; None: requests of debug level 100 are not saved.
-    """
-
-    request_log: RequestLog | None
-
-    def predict(
-        self, body: bytes | bytearray | memoryview, trace: Trace | None = None
-    ) -> Reply:
-        """Answers one request body; ``trace`` takes the time of each stage.
-
-        :raises RequestError: whatever the client is to be told
-        """
-
-    def describe(self) -> dict[str, object]:
-        """What the service takes and returns, for ``GET``.
-
-        ``inputs`` and ``outputs`` are lists of name, shape (-1: any) and type.
-        """
-
-    def describe_model(self) -> dict[str, object]:
-        """The model behind the service, for ``/v2/models``."""
 
 
 class RankingPipeline:
@@ -274,7 +226,7 @@ class RankingPipeline:
         ready: Mapping[str, np.ndarray] = {}
         if generation is not None:
             for join in self._joins:
-                _join_sequence(generation, join, user)
+                join_sequence(generation, join, user)
             if len(request.item_ids):
                 found = generation.lookup(request.item_ids)
                 part, ready = self._take_ready(generation, found, request.item)
@@ -380,12 +332,12 @@ class RankingPipeline:
                 for side, names in sides.items()
                 for name in names
             ],
-            "outputs": _described_outputs(self._runner),
+            "outputs": describe_outputs(self._runner),
             **sides,
         }
 
     def describe_model(self) -> dict[str, object]:
-        return _model(self._runner, self._model_inputs)
+        return describe_model(self._runner, self._model_inputs)
 
     @cached_property
     def _model_inputs(self) -> Signature:
@@ -418,92 +370,6 @@ def open_pregenerated(
     return features
 
 
-class BypassPipeline:
-    """Tensors from the client straight into the model (``fg_mode: bypass``)."""
-
-    def __init__(self, runner: ModelRunner, *, allow_debug: bool = False) -> None:
-        self._runner = runner
-        self._allow_debug = allow_debug
-        self.request_log: RequestLog | None = None
-
-    def predict(
-        self, body: bytes | bytearray | memoryview, trace: Trace | None = None
-    ) -> Reply:
-        with self._runner.coming():
-            return self._predict(body, trace or Trace())
-
-    def _predict(self, body: bytes | bytearray | memoryview, trace: Trace) -> Reply:
-        trace.begin()
-        request = torch_wire.decode(body)
-        trace.debug_level = request.debug_level
-        trace.done(DECODE)
-        # Levels that look at features have no meaning without feature generation.
-        level = level_of(request.debug_level, allowed=self._allow_debug)
-        outputs = self._run(request)
-        trace.done(RUN)
-        answer = torch_wire.encode(outputs)
-        trace.done(ENCODE)
-        if level.saved and self.request_log is not None:
-            # There are no features and no request id; the body is saved as it is.
-            copy = bytes(body)
-            self.request_log.offer("", len(copy), lambda: copy)
-        if level.timed:
-            log_times(trace, len(body))
-        return Reply(answer, debug_level=request.debug_level)
-
-    def _run(
-        self, request: TorchRequest
-    ) -> Sequence[np.ndarray] | Mapping[str, np.ndarray]:
-        if request.map_inputs:
-            named = {n: (a.dtype, a.values) for n, a in request.map_inputs.items()}
-            # NOTE: output_filter holds positions; with named tensors there are
-            # none, and real clients send a filter that they expect ignored.
-            return self._runner.run_map(named)
-        if not request.inputs:
-            raise BadRequest("the request has neither inputs nor map_inputs")
-        arrays = [(array.dtype, array.values) for array in request.inputs]
-        return self._runner.run_positional(arrays, request.output_filter)
-
-    def describe(self) -> dict[str, object]:
-        # A script says neither dtype nor shape of the tensors that it takes, and
-        # nothing of those in a dictionary.
-        names = () if self._runner.takes_dict else self._runner.argument_names
-        return {
-            "inputs": [
-                {"name": name, "shape": [-1], "type": "DT_INVALID"} for name in names
-            ],
-            "outputs": _described_outputs(self._runner),
-            "takes": "map_inputs" if self._runner.takes_dict else "inputs",
-        }
-
-    def describe_model(self) -> dict[str, object]:
-        # A bare model does not say which named tensors it reads.
-        names = () if self._runner.takes_dict else self._runner.argument_names
-        return _model(self._runner, signature({}, names))
-
-
-def _model(runner: ModelRunner, inputs: Signature) -> dict[str, object]:
-    return {
-        "platform": PLATFORM,
-        "inputs": inputs,
-        "outputs": signature(runner.empty_outputs, runner.output_names),
-        **facts(runner.package, shared=runner.shared),
-    }
-
-
-def _described_outputs(runner: ModelRunner) -> list[dict[str, object]]:
-    """Outputs as the warm-up saw them; none are known before."""
-    described: list[dict[str, object]] = []
-    for name in runner.output_names:
-        sample = runner.empty_outputs.get(name)
-        shape = [-1] if sample is None else [-1, *sample.shape[1:]]
-        dtype = (
-            "FLOAT" if sample is None else DTYPE_NAMES.get(sample.dtype.name, "FLOAT")
-        )
-        described.append({"name": name, "shape": shape, "type": f"DT_{dtype}"})
-    return described
-
-
 def _fit(name: str, column: Column, rows: int) -> Column:
     """One value broadcasts, surplus values are dropped, fewer are refused."""
     given = len(column)
@@ -512,67 +378,3 @@ def _fit(name: str, column: Column, rows: int) -> Column:
     if given > rows:
         return column.slice(0, rows)
     raise BadFeature(f"{name}: {given} values for {rows} items")
-
-
-def _join_sequence(
-    generation: Generation, join: SequenceJoin, user: dict[str, Column]
-) -> None:
-    """Adds ``<sequence>__<column>`` for each item column of a sequence group.
-
-    The id column comes from the request itself, so that a clicked item that is
-    in no table any more still counts by its id.
-    """
-    wanted = {
-        column: name
-        for column, name in join.inputs.items()
-        if name not in user and column in generation.schema
-    }
-    if not wanted or join.pk_name not in user:
-        return
-    ids = _sequence_ids(join, user[join.pk_name])
-    if join.length:
-        ids = ids.slice(0, min(join.length, len(ids)))
-    if generation.key in wanted:
-        user[wanted.pop(generation.key)] = ids.nest()
-    found = generation.lookup(ids)
-    for column, values in generation.gather(found, list(wanted)).items():
-        user[wanted[column]] = _nested(join, column, values)
-
-
-def _sequence_ids(join: SequenceJoin, keys: Column) -> Column:
-    """The item ids of a sequence: a delimited text, a list, or one number.
-
-    :raises BadFeature: for any other type
-    """
-    kind = keys.kind
-    if kind == Kind.STRING:
-        text = keys.to_pylist()[0]
-        ids = text.split(join.delim) if text else []
-        return Column.from_texts(ids)
-    if kind in (Kind.LIST_STRING, Kind.LIST_INT32, Kind.LIST_INT64):
-        return keys.elements(0)
-    if kind in (Kind.INT32, Kind.INT64):
-        return keys
-    if kind == Kind.ABSENT:
-        return Column.from_texts([])
-    raise BadFeature(
-        f"user_features[{join.pk_name!r}]: item ids of sequence "
-        f"{join.sequence_name!r} are text, integers or lists of these, "
-        f"not {_spelled(kind)}"
-    )
-
-
-def _nested(join: SequenceJoin, column: str, values: Column) -> Column:
-    try:
-        return values.nest()
-    except TypeError as error:
-        # A matter of the item table's type, not of the request.
-        raise SourceError(
-            f"sequence {join.sequence_name!r}, item column {column!r}: {error}"
-        ) from error
-
-
-def _spelled(kind: Kind) -> str:
-    if shape_of(kind) == Shape.SCALAR:
-        return kind.name.lower()
-    return kind.name.lower().replace("_", " of ", 1)
