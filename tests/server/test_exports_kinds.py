@@ -173,7 +173,11 @@ def test_what_is_served_is_told(kinds: SimpleNamespace) -> None:
         assert answer.status == 200
         told[name] = json.loads(answer.body)
     assert told["tasks"]["model_version"] == "20261101120000"
-    assert told["item"]["outputs"] == ["item_tower_emb"]
+    assert [o["name"] for o in told["item"]["outputs"]] == ["item_tower_emb"]
     assert told["item"]["user_features"] == []
     assert told["user"]["item_features"] == []
-    assert sorted(told["softmax"]["outputs"]) == ["logits", "probs", "probs1"]
+    assert sorted(o["name"] for o in told["softmax"]["outputs"]) == [
+        "logits",
+        "probs",
+        "probs1",
+    ]

@@ -61,7 +61,7 @@ def test_scores_with_and_without_are_equal_bit_for_bit(
     theirs = forward(server, known, list(range(len(known))))
     for name, values in theirs.items():
         assert np.array_equal(ours[name], values)
-    [companion] = [n for n in segments("ahead") if re.search(r"\.\d+-", n)]
+    [companion] = [n for n in cache_segments("ahead") if "-" in n]
     (SHM / companion).unlink()
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
@@ -82,16 +82,22 @@ def test_scores_with_and_without_are_equal_bit_for_bit(
     server.stop()
 
 
+def cache_segments(service: str) -> list[str]:
+    """The item cache's segments: control, generation, companion."""
+    ours = re.compile(r"\.(control|\d+(-\w+)?)$")
+    return [name for name in segments(service) if ours.search(name)]
+
+
 def test_a_killed_refresher_builds_both_segments_again(
     launch: Launch, tmp_path: Path
 ) -> None:
     server = launch(tiny.write(tmp_path / "service", "again")).start()
     before = answers(server)
-    first = segments("again")
+    first = cache_segments("again")
     assert len(first) == 3
     os.kill(min(children(server.pid)), signal.SIGKILL)
     wait_until(lambda: server.text().count("3 features generated ahead") == 2)
-    second = segments("again")
+    second = cache_segments("again")
     assert len(second) == 3
     assert len(set(first) & set(second)) == 1, "the control segment"
     for one, other in zip(before, answers(server), strict=True):
