@@ -71,7 +71,7 @@ def reload(arguments: argparse.ArgumentParser) -> Run:
     add_arguments(arguments)
 
     def run(options: argparse.Namespace) -> int:
-        from procserver.lifecycle.command import main
+        from procserver.lifecycle.following import main
 
         return main(options)
 
