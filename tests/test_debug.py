@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 
 from cython_ext.column import Column
-from procserver import pipeline
 from procserver.debug import LEVELS, PLAIN, Inspector, Level, level_of
 from procserver.errors import BadFeature, BadTensor, DebugRefused
 from procserver.fg import FeatureGenerator
 from procserver.model.loading import load
 from procserver.model.package import open_package
 from procserver.model.runner import ModelRunner
+from procserver.pipeline import ranking as pipeline
 from procserver.wire import torchrec
 from procserver.wire.pb.torchrec_predict_pb2 import PBRequest, PBResponse
 
