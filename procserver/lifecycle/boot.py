@@ -188,31 +188,17 @@ def _supervise_and_reload(server: Any) -> None:
     def manage_and_supervise() -> None:
         state = master()
         crew.note_reports()
-        if not state.weights.settled:
-            _await_canary(server)
         if state.weights.settled:
             reloads.turn(server)
+        elif not state.members:
+            # The very first worker; others follow when the weights are there.
+            crew.spawn(server, state.release)
         supervise(server)
-        reloads.wait(server)
+        if reloads.is_running or not state.has_been_ready:
+            crew.wait(server, reloads.readers(), TURN_S)
 
     server.manage_workers = manage_and_supervise
     server.handle_hup = reloads.ask
-
-
-def _await_canary(server: Any) -> None:
-    """Forks the first worker and waits until it reports, or a signal comes.
-
-    Returns after a second in any case, so that the refresher is looked after.
-    """
-    state = master()
-    if not state.members:
-        crew.spawn(server, state.release)
-    end = time.monotonic() + TURN_S
-    while not state.weights.settled and time.monotonic() < end:
-        crew.wait(server, [], crew.POLL_S)
-        if server.SIG_QUEUE.qsize() > 1:
-            return
-        crew.note_reports()
 
 
 def supervise(server: Any) -> None:

@@ -17,7 +17,7 @@ from procserver.lifecycle.weights import EVENT as WEIGHTS
 from procserver.observe import metrics
 
 EXIT_CANARY_DIED = 3
-POLL_S = 0.05
+POLL_MS = 50
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
 # After a worker's own deadline, before the master ends it.
@@ -149,10 +149,13 @@ def note_reports() -> None:
 def wait(server: Any, readers: list[int], seconds: float) -> None:
     """Waits for a report or a signal, then has the arbiter's next turn come at once."""
     end = time.monotonic() + seconds
-    readers = readers + [
-        m.reports.reader for m in master().members.values() if not m.reports.closed
-    ]
+    poll = select.poll()
+    for member in master().members.values():
+        if not member.reports.closed:
+            poll.register(member.reports.reader, select.POLLIN)
+    for reader in readers:
+        poll.register(reader, select.POLLIN)
     while server.SIG_QUEUE.empty() and time.monotonic() < end:
-        if select.select(readers, [], [], POLL_S)[0]:
+        if poll.poll(POLL_MS):
             break
     server.wakeup()

@@ -35,7 +35,6 @@ from procserver.observe import metrics
 
 log = logging.getLogger("procserver.lifecycle")
 
-TURN_S = 1.0
 DONE, REFUSED, ROLLED_BACK = "done", "refused", "rolled_back"
 
 
@@ -101,15 +100,14 @@ class Reloads:
             log.exception("reload %d failed", attempt.number)
             self._refuse(attempt, f"{type(error).__name__}: {error}")
 
-    def wait(self, server: Any) -> None:
-        """Short turns while a reload runs."""
-        refresher = master().refresher
+    def readers(self) -> list[int]:
+        """What to listen to beside workers, until the next turn."""
+        refresher, attempt = master().refresher, self._attempt
         readers = [] if refresher is None else refresher.readers
-        attempt = self._attempt
-        if attempt is not None:
-            if attempt.job is not None and not attempt.job.reports.closed:
-                readers = [*readers, attempt.job.reports.reader]
-            crew.wait(server, readers, TURN_S)
+        if attempt is not None and attempt.job is not None:
+            reports = attempt.job.reports
+            readers = readers + [reports.reader] * (not reports.closed)
+        return readers
 
     def _begin(self) -> None:
         self._numbers += 1

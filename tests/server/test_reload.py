@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from live import ROOT, LiveServer, children, segments
+from live import ROOT, LiveServer, children
+from live import segments as all_segments
 from test_lifecycle import gone, wait_until
 from test_models import metadata
 from test_ranking import build
@@ -120,6 +121,11 @@ def ended(server: LiveServer, number: int) -> dict[str, Any]:
     return last_reload(server)
 
 
+def segments(server: LiveServer) -> list[str]:
+    """The service's own; another run of the tests may have one of the same name."""
+    return [n for n in all_segments(server.name) if f".{server.pid}." in n]
+
+
 def memory(pid: int) -> int:
     """Resident kilobytes of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -129,7 +135,7 @@ def memory(pid: int) -> int:
 def test_ten_good_reloads_under_load(launch: Launch, tmp_path: Path) -> None:
     root = Root.write(tmp_path / "service", "tenfold")
     server = launch(root.config).start()
-    first = segments("tenfold")
+    first = segments(server)
     used: list[tuple[int, int, int]] = []
     with Traffic(server, BODY) as traffic:
         for number in range(1, 11):
@@ -142,14 +148,14 @@ def test_ten_good_reloads_under_load(launch: Launch, tmp_path: Path) -> None:
             time.sleep(0.2)
             assert traffic.versions(switched + 0.1) <= {str(root.newest)}
             shared = sum(
-                (Path("/dev/shm") / n).stat().st_size for n in segments("tenfold")
+                (Path("/dev/shm") / n).stat().st_size for n in segments(server)
             )
             fds = len(os.listdir(f"/proc/{server.pid}/fd"))
             used.append((shared, fds, memory(server.pid)))
             assert len(children(server.pid)) == 3
     traffic.check(root.versions)
     assert traffic.versions() == set(root.versions)
-    assert len(segments("tenfold")) == len(first)
+    assert len(segments(server)) == len(first)
     assert {row[:2] for row in used[1:]} == {used[1][:2]}, "memory and descriptors"
     assert used[-1][2] - used[1][2] < 4096, "the master grows"
     text = server.text()
@@ -237,7 +243,7 @@ def test_a_bad_version_is_refused(
 def refused(server: LiveServer, reason: str, *, strike: bool = False) -> None:
     """A reload that leaves version 1 and its workers alone, and says why."""
     workers = children(server.pid)
-    before = segments(server.name)
+    before = segments(server)
     number = (last_reload(server) or {"number": 0})["number"] + 1
     os.kill(server.pid, signal.SIGHUP)
     if strike:
@@ -248,7 +254,7 @@ def refused(server: LiveServer, reason: str, *, strike: bool = False) -> None:
     assert reason in last["reason"]
     assert last["version"] == "1"
     assert children(server.pid) == workers
-    assert segments(server.name) == before
+    assert segments(server) == before
     assert f"reload {number}: refused, version 1 stays" in server.text()
     metrics = server.request("GET", "/metrics").body.decode()
     assert "procserver_last_reload_reason_info" in metrics
@@ -342,7 +348,7 @@ def test_a_follower_that_dies_takes_the_reload_back(
     version = root.publish(tiny.Ranker())
     number = last_reload(server)["number"] + 1
     before = set(children(server.pid))
-    held = segments("picky")
+    held = segments(server)
     os.kill(server.pid, signal.SIGHUP)
     wait_until(lambda: f"reload {number}: version" in server.text(), SECONDS)
     [canary] = set(children(server.pid)) - before
@@ -355,7 +361,7 @@ def test_a_follower_that_dies_takes_the_reload_back(
     assert f"worker {follower} died" in last["reason"]
     assert last["version"] == "1"
     assert gone(canary)
-    assert segments("picky") == held
+    assert segments(server) == held
     switched = time.monotonic()
     time.sleep(0.3)
     assert traffic.versions(switched + 0.1) == {"1"}
@@ -407,7 +413,7 @@ def test_an_early_end_leaves_nothing(launch: Launch, tmp_path: Path) -> None:
     server = launch(config).launch()
     wait_until(lambda: "refresher started" in server.text(), SECONDS)
     assert server.stop() == 0
-    assert segments("brief") == []
+    assert segments(server) == []
 
 
 def test_an_end_does_not_wait_for_a_reload(launch: Launch, tmp_path: Path) -> None:
@@ -428,7 +434,7 @@ def test_an_end_does_not_wait_for_a_reload(launch: Launch, tmp_path: Path) -> No
 def test_a_new_fg_json_gets_its_features_ahead(launch: Launch, tmp_path: Path) -> None:
     root = Root.write(tmp_path / "service", "digest")
     server = launch(root.config, workers=1).start()
-    [before] = [n for n in segments("digest") if n.rpartition(".")[2].startswith("1-")]
+    [before] = [n for n in segments(server) if n.rpartition(".")[2].startswith("1-")]
     version = root.publish(tiny.Ranker())
     fg = json.loads((version / "fg.json").read_text())
     fg["features"][3]["default_value"] = "7"
@@ -436,15 +442,15 @@ def test_a_new_fg_json_gets_its_features_ahead(launch: Launch, tmp_path: Path) -
     with Traffic(server, BODY, clients=2) as traffic:
         assert reload(server, 1)["outcome"] == "done"
     traffic.check(root.versions)
-    wait_until(lambda: before not in segments("digest"))
-    [after] = [n for n in segments("digest") if n.rpartition(".")[2].startswith("1-")]
+    wait_until(lambda: before not in segments(server))
+    [after] = [n for n in segments(server) if n.rpartition(".")[2].startswith("1-")]
     assert after != before
     used = "3 of 9 features are taken from the cache"
     assert server.text().count(used) == 2
     # A refresher that is started again prepares for what is served now.
     os.kill(min(children(server.pid)), signal.SIGKILL)
-    wait_until(lambda: any(".2-" in name for name in segments("digest")), 20)
-    [built] = [n for n in segments("digest") if ".2-" in n]
+    wait_until(lambda: any(".2-" in name for name in segments(server)), 20)
+    [built] = [n for n in segments(server) if ".2-" in n]
     assert built.rpartition("-")[2] == after.rpartition("-")[2]
     server.stop()
 
