@@ -26,6 +26,9 @@ from procserver.model.kinds import (
 )
 from procserver.model.versions import LATEST, is_versions_root, resolve
 
+# The sequence of candidates of one user, where a model scores them as such.
+CANDIDATES = "cand_seq_pk"
+
 
 @dataclass(frozen=True)
 class SparseFiles:
@@ -96,14 +99,26 @@ class _Place:
 
 
 def open_served(service: ServiceConfig) -> ModelPackage:
-    """The package that a service's configuration means, as the disk is now."""
-    return open_package(
+    """The package that a service's configuration means, as the disk is now.
+
+    :raises ModelError: if there is no model, or one that is not served here
+    """
+    package = open_package(
         service.model_dir,
         input_tile=service.envs.input_tile,
         version=service.host.model_version,
         entry=service.model.model_entry,
         hot_export=service.host.hot_export,
     )
+    candidates = package.acc.get(CANDIDATES)
+    if candidates and service.model.fg_mode != "bypass":
+        # SAFETY: scored item by item, its answers would be wrong without a word.
+        raise ModelError(
+            f"{ACC_JSON}, {CANDIDATES}: models that take the items to score as the "
+            f"sequence {candidates!r} (dlrm_hstu, ultra_hstu) are served in "
+            "fg_mode bypass only"
+        )
+    return package
 
 
 def open_package(

@@ -52,6 +52,15 @@ def test_an_export(tmp_path: Path) -> None:
     assert "exported with 3, which counts" in lines["all"]
 
 
+def test_candidates_as_a_sequence_are_for_bypass(tmp_path: Path) -> None:
+    export(tmp_path / "m", cand_seq_pk="cand_seq")
+    assert run(tmp_path)[0] == 0
+    status, _, problems = run(tmp_path, model_config=NORMAL)
+    assert status == 2
+    assert "cand_seq_pk" in problems
+    assert "'cand_seq'" in problems
+
+
 def test_batching_of_a_tile_export_is_warned_of(tmp_path: Path) -> None:
     export(tmp_path / "m", INPUT_TILE="3")
     batching = {"rpc": {"batching": True}}
