@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from live import ROOT, LiveServer, children
-from live import segments as all_segments
+from live import ROOT, LiveServer, children, segments
 from test_lifecycle import gone, wait_until
 from test_models import metadata
 from test_ranking import build
@@ -119,11 +118,6 @@ def ended(server: LiveServer, number: int) -> dict[str, Any]:
         lambda: (last_reload(server) or {"number": 0})["number"] >= number, SECONDS
     )
     return last_reload(server)
-
-
-def segments(server: LiveServer) -> list[str]:
-    """The service's own; another run of the tests may have one of the same name."""
-    return [n for n in all_segments(server.name) if f".{server.pid}." in n]
 
 
 def memory(pid: int) -> int:
