@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import signal
 import threading
 import time
@@ -63,6 +64,15 @@ def post(server: LiveServer, body: bytes) -> Any:
     return server.request("POST", PATH, body, AUTH)
 
 
+def wait_until_busy(server: LiveServer) -> None:
+    """Returns when a predict request has reached the app and is not answered."""
+    deadline = time.monotonic() + 30
+    gauge = re.compile(rb"^procserver_in_flight\{[^}]*\} (\d+)", re.MULTILINE)
+    while not any(map(int, gauge.findall(server.request("GET", "/metrics").body))):
+        assert time.monotonic() < deadline, "no request arrived"
+        time.sleep(0.01)
+
+
 class Crowd:
     """Requests that run at the same time."""
 
@@ -95,7 +105,7 @@ def test_a_full_queue(tmp_path: Path, launch: Callable[..., LiveServer]) -> None
         tmp_path, worker_threads=2, max_queue_size=2, keepalive=60_000
     )
     server = launch(config, workers=1).start()
-    crowd = Crowd(server, work(server, 0.5), 10)
+    crowd = Crowd(server, work(server, 1.5), 10)
     # While they wait: health is answered, and so is a description.
     assert server.request("GET", "/v2/health/ready").status == 200
     assert server.request("GET", "/", None, AUTH).status == 200
@@ -116,14 +126,12 @@ def test_a_full_queue_refuses_before_the_body(
     )
     server = launch(config, workers=1).start()
     crowd = Crowd(server, work(server, 2), 1)
-    deadline = time.monotonic() + 30
-    answer = b""
-    while not answer.startswith(b"HTTP/1.1 450") and time.monotonic() < deadline:
-        answer = server.raw(
-            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
-            f"Authorization: {tiny.TOKEN}\r\nExpect: 100-continue\r\n\r\n".encode(),
-            half_close=True,
-        )
+    wait_until_busy(server)
+    answer = server.raw(
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+        f"Authorization: {tiny.TOKEN}\r\nExpect: 100-continue\r\n\r\n".encode(),
+        half_close=True,
+    )
     assert answer.startswith(b"HTTP/1.1 450")
     assert crowd.wait() == [200]
     server.stop()
