@@ -207,7 +207,7 @@ def test_a_signal_during_the_start_leaves_nothing_behind(
         return
     assert server.process is not None
     assert server.process.wait(60) == 0, server.text()
-    assert "the start is broken off" in server.text()
+    assert "stopped before the start was complete" in server.text()
     assert "Traceback (most" not in server.text()
     assert segments(server) == []
 
