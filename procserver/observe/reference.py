@@ -6,11 +6,9 @@ replaces what stands between the two marks in FILE.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from procserver.config.page import print_or_write
 from procserver.observe.instruments import Gauge, Instrument, Text
 from procserver.observe.metrics import REGISTRY
 
@@ -43,21 +41,9 @@ def _labels(one: Instrument) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table or writes it into a page."""
-    parser = argparse.ArgumentParser(prog="python -m procserver.observe.reference")
-    parser.add_argument("--write", type=Path, metavar="FILE")
-    options = parser.parse_args(arguments)
-    if options.write is None:
-        print(reference())
-        return 0
-    page = options.write.read_text(encoding="utf-8")
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        print(f"{options.write}: the two marks are not there", file=sys.stderr)
-        return 2
-    page = f"{head}{BEGIN}\n\n{reference()}\n\n{END}{tail}"
-    options.write.write_text(page, encoding="utf-8")
-    return 0
+    return print_or_write(
+        "python -m procserver.observe.reference", reference, (BEGIN, END), arguments
+    )
 
 
 if __name__ == "__main__":
