@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cython_ext.column import Kind
 from procserver.errors import SourceError
@@ -46,34 +48,75 @@ class Description:
     """What a source holds: the id column, kinds by column name, rows if known.
 
     The id column is one of ``schema`` too: features may be made of it.
+
+    ``follows``: ``changes`` is to be called all the time (a stream, a log) and may
+    wait; otherwise it is called once a ``period``, if it answers at all. ``exact``:
+    ``rows`` is a count and no estimate.
     """
 
     key: str
     schema: dict[str, Kind]
     rows: int | None = None
+    follows: bool = False
+    exact: bool = True
+
+
+@dataclass(frozen=True)
+class Upsert:
+    """Rows that are new or have changed.
+
+    ``batch`` has the key column and any of the others: a null cell sets null, an
+    absent column leaves its cells as they are (null for a new item). Of rows with
+    the same id the later one counts, or the one of the later time.
+
+    ``times``: int64 event time of each row, of the same clock and unit as in all
+    that this source hands out; an older event never overwrites a newer value. None:
+    the order of arrival counts.
+    """
+
+    batch: pa.RecordBatch
+    times: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Items that are gone; ``times`` as for :class:`Upsert`."""
+
+    keys: pa.Array
+    times: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed since a cursor; applying it twice does no harm."""
+    """What changed since a cursor, in order; applying it twice does no harm.
 
-    batches: Sequence[pa.RecordBatch]
-    deletes: Sequence[pa.Array]
+    ``newest``: time of the latest change in seconds since 1970, where the source
+    knows one; it tells the lag.
+    """
+
+    steps: Sequence[Upsert | Delete]
     next_cursor: object
+    newest: float | None = None
+
+
+class CursorLost(SourceError):
+    """Changes since that cursor are not all there any more: a full load is due."""
 
 
 @runtime_checkable
 class ItemSource(Protocol):
-    """The contract of every source. One thread of the refresher uses it.
+    """The contract of every source.
 
-    A class named by an entry point of the group ``procserver.item_sources`` (the
-    entry's name is the ``remote_type``) is called with the :class:`SourceConfig`.
-    Every method raises :class:`~procserver.errors.SourceError`.
+    One thread uses it; the refresher opens a second one where it loads everything
+    while it follows changes. A class named by an entry point of the group
+    ``procserver.item_sources`` (the entry's name is the ``remote_type``) is called
+    with the :class:`SourceConfig`. Every method raises
+    :class:`~procserver.errors.SourceError`.
     """
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Rows that the source itself left out of the last snapshot, by reason."""
+        """Rows that the source itself left out since the last snapshot, by reason."""
 
     def describe(self) -> Description:
         """Key, columns and kinds, read from the source now."""
@@ -84,8 +127,12 @@ class ItemSource(Protocol):
         Of rows with the same id the last one counts.
         """
 
-    def changes(self, cursor: object) -> Changes | None:
-        """What changed after ``cursor``; None: this source knows snapshots only."""
+    def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:
+        """What changed after ``cursor``; None: this source knows snapshots only.
+
+        :param wait: seconds for which it may wait for a first change
+        :raises CursorLost: if some of them cannot be had any more
+        """
 
     def close(self) -> None:
         """Gives back connections and files."""

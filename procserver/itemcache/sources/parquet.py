@@ -117,7 +117,7 @@ class ParquetSource:
             return None, tables[0].batches()
         return None, self._merge(tables)
 
-    def changes(self, cursor: object) -> Changes | None:
+    def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:
         """None: files are read as a whole."""
         return None
 
