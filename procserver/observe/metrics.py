@@ -63,6 +63,19 @@ QUEUE_SECONDS = _declare(
         SECONDS,
     )
 )
+HANDED_OVER = _declare(
+    Counter(
+        "procserver_handed_over_total",
+        "Waiting requests that another worker took over from the one whose "
+        "connection they came on.",
+    )
+)
+ACCEPT_ERRORS = _declare(
+    Counter(
+        "procserver_accept_errors_total",
+        "Connections that could not be taken for want of descriptors or memory.",
+    )
+)
 WORKER_REQUESTS = _declare(
     Counter(
         "procserver_worker_requests_total",
