@@ -218,7 +218,10 @@ def wait_for_workers(server: BenchServer, count: int) -> None:
         if re.search(rb"(?m)^procserver_workers_ready %d(?:\.0)?$" % count, text):
             return
         time.sleep(0.1)
-    raise SystemExit("the workers did not become ready:\n" + Path(server.log.name).read_text()[-3000:])
+    raise SystemExit(
+        "the workers did not become ready:\n"
+        + Path(server.log.name).read_text()[-3000:]
+    )
 
 
 def measure(server: BenchServer, args: argparse.Namespace, seed: int) -> float:

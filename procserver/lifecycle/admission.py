@@ -8,6 +8,7 @@ All workers share one anonymous map that the master made before it forked::
     64 * (1+s)   requests inside the worker of slot s, waiting ones included
      ... + 8     those of them that it processes or is about to
      ... + 16    number of its release while it takes requests from others; else 0
+     ... + 24    number of its release while its process exists; else 0
 
 The counts are per slot so that a killed worker's go with it: its successor
 starts from zero. Requests that wait for any worker are in no slot, see
@@ -29,7 +30,8 @@ _RATE = 0
 _SLOTS = 8
 _LINE = 64
 _BUSY = 8
-_RELEASE = 16
+_TAKING = 16
+_RELEASE = 24
 MOST_SLOTS = 4096
 _SECOND = 1_000_000_000
 
@@ -46,16 +48,17 @@ class SharedCounts:
         finally:
             os.close(fd)
 
-    def open_slot(self, slot: int) -> None:
+    def open_slot(self, slot: int, release: int = 1) -> None:
         """Call in the master before the fork: a new worker has no requests."""
         self.clear_slot(slot)
+        self.words.store(_place(slot) + _RELEASE, release)
         if slot >= self.words.load(_SLOTS):
             self.words.store(_SLOTS, slot + 1)
 
     def clear_slot(self, slot: int) -> None:
         """Call in the master after a worker's end: nothing of it counts any more."""
         place = _place(slot)
-        for offset in (0, _BUSY, _RELEASE):
+        for offset in (_TAKING, 0, _BUSY, _RELEASE):
             self.words.store(place + offset, 0)
 
     def inside(self) -> int:
@@ -65,11 +68,11 @@ class SharedCounts:
 
     def start_taking(self, slot: int, release: int) -> None:
         """The worker takes requests from workers of ``release`` and older ones."""
-        self.words.store(_place(slot) + _RELEASE, release)
+        self.words.store(_place(slot) + _TAKING, release)
 
     def stop_taking(self, slot: int) -> None:
         """The worker is on its way out."""
-        self.words.store(_place(slot) + _RELEASE, 0)
+        self.words.store(_place(slot) + _TAKING, 0)
 
     def busy(self, slot: int) -> int:
         """Requests that the worker processes or is about to."""
@@ -84,14 +87,14 @@ class SharedCounts:
         words, found = self.words, False
         for other in range(words.load(_SLOTS)):
             place = _place(other)
-            if other != slot and words.load(place + _RELEASE) >= release:
+            if other != slot and words.load(place + _TAKING) >= release:
                 if not words.load(place + _BUSY):
                     return True, True
                 found = True
         return found, False
 
-    def takes(self, release: int) -> bool:
-        """Whether a worker of that very release is there."""
+    def has_worker(self, release: int) -> bool:
+        """Whether there is a worker of that very release."""
         words = self.words
         slots = range(words.load(_SLOTS))
         return any(words.load(_place(s) + _RELEASE) == release for s in slots)

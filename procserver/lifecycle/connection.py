@@ -142,7 +142,9 @@ class TimedUnreader(SocketUnreader):  # type: ignore[misc]
                 self.unread(ahead[count:])
             return count
         if len(view) < WAIT_FOR_ALL or self._encrypted:
-            return self._patiently(lambda flags: self.sock.recv_into(view, 0, flags))
+            return self._patiently(
+                lambda flags: int(self.sock.recv_into(view, 0, flags))
+            )
         return self._whole(view)
 
     def _patiently(self, receive: Callable[[int], Received]) -> Received:
@@ -177,7 +179,7 @@ class TimedUnreader(SocketUnreader):  # type: ignore[misc]
         limit = _TIMEVAL.pack(int(left), max(1, int(left % 1 * 1e6)))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         try:
-            count = sock.recv_into(view, 0, socket.MSG_WAITALL)
+            count = int(sock.recv_into(view, 0, socket.MSG_WAITALL))
         except BlockingIOError:
             raise OutOfTime("the request did not arrive in time") from None
         connection.seat.take()

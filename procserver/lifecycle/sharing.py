@@ -16,9 +16,10 @@ one that speaks TLS or the PROXY protocol, keeps what it has.
 
 from __future__ import annotations
 
+import selectors
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -35,6 +36,7 @@ _SECOND = 1_000_000_000
 _PEEK = 16 << 10
 # For so long a worker that has room left leaves a request to one that is idle.
 HEAD_START = 0.002
+TIDY_SECONDS = 1.0
 
 
 class Sharing:
@@ -51,7 +53,7 @@ class Sharing:
         self,
         counts: SharedCounts,
         slot: int,
-        lines: Sequence[Line],
+        lines: list[Line],
         admission: Admission,
         *,
         capacity: int,
@@ -59,8 +61,9 @@ class Sharing:
     ) -> None:
         self.counts = counts
         self.slot = slot
-        self.lines = sorted(lines, key=lambda line: line.release)
-        self.line = self.lines[-1]
+        lines.sort(key=lambda line: line.release)
+        self.lines = lines
+        self.line = lines[-1]
         self.admission = admission
         self.capacity = capacity
         self.may_wait = may_wait
@@ -82,18 +85,17 @@ class Sharing:
             return True
         if busy >= self.capacity:
             return False
-        return (
-            time.monotonic_ns() - put > HEAD_START * _SECOND or not self.others()[1]
-        )
+        return time.monotonic_ns() - put > HEAD_START * _SECOND or not self.others()[1]
 
     def forget_lines(self) -> list[Line]:
-        """Drops lines of releases that have no worker any more."""
+        """Drops, and returns, lines of releases that have no worker any more."""
         old = [
             line
             for line in self.lines[:-1]
-            if not self.counts.takes(line.release) and not line.waiting()
+            if not self.counts.has_worker(line.release) and not line.waiting()
         ]
-        self.lines = [line for line in self.lines if line not in old]
+        for line in old:
+            self.lines.remove(line)
         return old
 
 
@@ -104,24 +106,28 @@ class SharingWorker(HttpWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Whether the poller tells of requests in the lines.
+        self._listening = False
+        # When to look at them although the poller tells nothing.
         self._look_at = inf
-        self._listening: set[Line] = set()
+        self._tidy_at = 0.0
 
     def share(self, sharing: Sharing) -> None:
         """Call before :meth:`run`."""
-        if not self.cfg.is_ssl and self.cfg.proxy_protocol in (False, "off", None):
+        if not self.cfg.is_ssl and self.cfg.proxy_protocol in (None, False, "off"):
             self.sharing = sharing
 
     def run(self) -> None:
         sharing = self.sharing
-        if sharing is not None:
-            sharing.counts.start_taking(sharing.slot, sharing.line.release)
-            self._pull()
+        if sharing is None:
+            super().run()
+            return
+        sharing.counts.start_taking(sharing.slot, sharing.line.release)
+        self._pull()
         try:
             super().run()
         finally:
-            if sharing is not None:
-                sharing.counts.stop_taking(sharing.slot)
+            sharing.counts.stop_taking(sharing.slot)
 
     def connect(self, sock: socket.socket, client: Any, number: int) -> Connection:
         conn = super().connect(sock, client, number)
@@ -134,7 +140,7 @@ class SharingWorker(HttpWorker):
         sharing = self.sharing
         assert sharing is not None
         sharing.counts.add_busy(sharing.slot, change)
-        if change < 0 and sharing.waiting():
+        if change < 0 and (not self._listening or sharing.waiting()):
             self.method_queue.defer(self._pull)
 
     def enqueue_req(self, conn: Connection) -> None:
@@ -175,60 +181,66 @@ class SharingWorker(HttpWorker):
             return False
         if not self._send_off(conn, int(now * _SECOND)):
             return False
+        conn.close()
         self._look_at = min(self._look_at, now + self.request_seconds)
         return True
 
     def _send_off(self, conn: Connection, arrived: int) -> bool:
-        """Whether the connection now belongs to the line."""
+        """Whether the line has the connection; this worker should close it then."""
         sharing = self.sharing
         assert sharing is not None
         ticket = Ticket(arrived, time.monotonic_ns(), conn.listener, sharing.slot)
         if not sharing.line.put(conn.sock.fileno(), ticket):
             return False
         self.nr_conns -= 1
-        conn.close()
         return True
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        super()._cap_keepalive(deadline)
+        sharing = self.sharing
+        if sharing is None:
+            return
+        sharing.counts.stop_taking(sharing.slot)
+        if sharing.others()[0]:
+            self._pass_on_idle()
+        else:
+            self._pull()
 
     def _pass_on_idle(self) -> None:
         """A worker on its way out leaves its silent connections to the others."""
         for idle in (self.keepalived_conns, self.pending_conns):
-            while idle and idle[0].is_between_requests:
-                conn = idle[0]
+            while idle and self._send_off(idle[0], 0):
+                conn = idle.popleft()
                 self.poller.unregister(conn.sock)
-                if not self._send_off(conn, 0):
-                    self._register_again(conn, idle is self.pending_conns)
-                    return
-                idle.popleft()
+                conn.close()
 
     # Taking out.
 
     def _pull(self) -> None:
         """Takes up requests from the lines while this worker has room."""
         sharing = self.sharing
-        if sharing is None or not (self.alive or not sharing.others()[0]):
+        if sharing is None or (not self.alive and sharing.others()[0]):
             return
         for line in sharing.lines:
             while self._pull_from(line):
                 pass
-        self._listen()
+        if not self._listening and sharing.busy() < sharing.capacity:
+            # PERF: what is left there is for others; the poller would tell of it
+            # all the time.
+            self._listen(not sharing.waiting())
 
     def _pull_from(self, line: Line) -> bool:
+        """Whether there may be more to take from this line."""
         sharing = self.sharing
         assert sharing is not None
-        if sharing.busy():
+        if sharing.busy() and self.alive:
             first = line.first()
             if first is None:
                 return False
-            if first.arrived and self.alive and not sharing.has_room(first.put):
+            if first.arrived and not sharing.has_room(first.put):
                 late = first.arrived / _SECOND + self.request_seconds
                 if late > time.monotonic():
-                    self._look_at = min(
-                        late,
-                        self._look_at,
-                        time.monotonic() + HEAD_START
-                        if sharing.busy() < sharing.capacity
-                        else inf,
-                    )
+                    self._look_again(late)
                     return False
                 # Nobody took it in time: it is answered so at once.
         taken = line.take()
@@ -237,7 +249,16 @@ class SharingWorker(HttpWorker):
         self._adopt(*taken)
         return True
 
+    def _look_again(self, late: float) -> None:
+        sharing = self.sharing
+        assert sharing is not None
+        if sharing.busy() < sharing.capacity:
+            # Left to an idle worker, which must prove to be one.
+            late = min(late, time.monotonic() + HEAD_START)
+        self._look_at = min(self._look_at, late)
+
     def _adopt(self, ticket: Ticket, fd: int) -> None:
+        """Takes a connection out of the line, and up what it waits with."""
         sharing = self.sharing
         assert sharing is not None
         if fd < 0:
@@ -255,7 +276,7 @@ class SharingWorker(HttpWorker):
         conn.data_ready = True
         if not ticket.arrived:
             conn.set_timeout()
-            self._register_again(conn, pending=True)
+            self._await_first(conn)
             return
         if ticket.slot != sharing.slot:
             metrics.HANDED_OVER.add()
@@ -263,7 +284,73 @@ class SharingWorker(HttpWorker):
 
     # Being told.
 
-    def _listen(self) -> None:
+    def _listen(self, wanted: bool) -> None:
         sharing = self.sharing
         assert sharing is not None
-        ...
+        if wanted == self._listening:
+            return
+        self._listening = wanted
+        for line in sharing.lines:
+            if wanted:
+                self.poller.register(line, selectors.EVENT_READ, self._on_line)
+            else:
+                self.poller.unregister(line)
+
+    def _on_line(self, _line: Line) -> None:
+        self._pull()
+        sharing = self.sharing
+        assert sharing is not None
+        if sharing.waiting():
+            self._listen(False)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        if self.sharing is None:
+            super().wait_for_and_dispatch_events(timeout)
+            return
+        now = time.monotonic()
+        super().wait_for_and_dispatch_events(
+            max(0.0, min(timeout, self._look_at - now))
+        )
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = inf
+            self._pull()
+        if now >= self._tidy_at:
+            self._tidy_at = now + TIDY_SECONDS
+            self._tidy(self.sharing)
+
+    def _tidy(self, sharing: Sharing) -> None:
+        """What nothing else would notice."""
+        if len(sharing.lines) > 1:
+            for line in sharing.forget_lines():
+                if self._listening:
+                    self.poller.unregister(line)
+                line.close()
+        # Whoever put it there may have died.
+        self._pull()
+
+
+def may_wait(head: bytes, auth: Authenticator, most_bytes: int) -> bool:
+    """Whether a request may wait unread, as far as its head tells.
+
+    What is refused for its head alone need not wait for that; who takes it up
+    examines it anyway.
+
+    :param head: what has come of the request so far
+    """
+    lines = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+    words = lines[0].split(" ")
+    if len(words) != 3 or words[0] != "POST" or b"\r\n\r\n" not in head:
+        return False
+    headers = {}
+    for line in lines[1:]:
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip(" \t")
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or len(length) > 18 or int(length) > most_bytes:
+        return False
+    try:
+        auth.check(words[0], words[1], headers)
+    except Unauthorized:
+        return False
+    return True
