@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -86,7 +87,8 @@ def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
     """The WSGI application of one worker (spec/protocol.md section 1.1).
 
     ``wsgi.input`` must be a :class:`procserver.wire.receiving.BodySource` with a
-    ``deadline``.
+    ``deadline``; ``arrived`` and ``waited`` say when the request came and how long no
+    thread was there for it, ``client_has_left()`` whether its answer is for nobody.
     """
     app = falcon.App(media_type="application/octet-stream", middleware=[Observer()])
     predict = Predict(service)
@@ -127,7 +129,7 @@ class Predict:
         with (
             service.admission.enter(),
             receive(source, limit, self._buffers) as received,
-            service.admission.turn(source.deadline),
+            turn(service.admission, source.deadline, trace),
         ):
             body = decompress(received, limit, service.decompressor)
             try:
@@ -170,6 +172,19 @@ class Predict:
 
     def _authorize(self, req: falcon.Request, name: str | None) -> None:
         authorize(self._service, req, name)
+
+
+@contextmanager
+def turn(admission: Admission, deadline: float, trace: Trace) -> Iterator[None]:
+    """The request's turn; notes how long it has waited in all.
+
+    :raises OutOfTime: if it does not come before ``deadline``
+    """
+    asked = time.perf_counter_ns()
+    with admission.turn(deadline):
+        trace.queued += time.perf_counter_ns() - asked
+        metrics.QUEUE_SECONDS.observe_ns(trace.queued)
+        yield
 
 
 def authorize(service: Service, req: falcon.Request, name: str | None) -> None:
@@ -243,7 +258,10 @@ class Observer:
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         if req.method not in ("GET", "HEAD"):
-            req.context.trace = Trace()
+            source = req.env["wsgi.input"]
+            req.context.trace = Trace(
+                getattr(source, "arrived", None), getattr(source, "waited", 0.0)
+            )
             metrics.IN_FLIGHT.add(1)
 
     def process_response(
@@ -256,7 +274,9 @@ class Observer:
         trace = getattr(req.context, "trace", None)
         if trace is not None:
             metrics.IN_FLIGHT.add(-1)
-            record(trace, str(resp.status)[:3])
+            gone = getattr(req.env["wsgi.input"], "client_has_left", None)
+            is_gone = gone is not None and gone()
+            record(trace, "499" if is_gone else str(resp.status)[:3])
 
 
 class Metrics:
@@ -337,6 +357,8 @@ def _on_request_error(
     req: falcon.Request, resp: falcon.Response, error: RequestError, params: object
 ) -> None:
     _render(resp, error.status, error.code, str(error), close=error.close_connection)
+    if error.retry_after is not None:
+        resp.set_header("Retry-After", str(error.retry_after))
 
 
 def _on_exception(

@@ -22,7 +22,7 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn
 
-from procserver.errors import BadRequest, OutOfTime, TooLarge
+from procserver.errors import BadRequest, ClientGone, OutOfTime, TooLarge
 
 # How long a client may take over sending a request's head, and then its body.
 HEAD_SECONDS = 5.0
@@ -71,12 +71,14 @@ class Connection(TConn):  # type: ignore[misc]
     """gthread's connection; what is said of time is set anew for each request.
 
     ``arrived``: when its first byte was seen; ``deadline``: when its answer is due;
-    both on the monotonic clock. ``listener``: number of the listening socket.
+    both on the monotonic clock. ``waited``: seconds until a thread took it up.
+    ``listener``: number of the listening socket.
     """
 
     def __init__(self, *args: Any, listener: int = 0) -> None:
         super().__init__(*args)
         self.arrived = 0.0
+        self.waited = 0.0
         self.deadline = 0.0
         self.listener = listener
         self.seat = Seat(_nobody_counts)
@@ -87,6 +89,7 @@ class Connection(TConn):  # type: ignore[misc]
         """A request that came at ``arrived`` and has so many seconds is taken up."""
         self.arrived = arrived
         self.deadline = arrived + seconds
+        self.waited = -1.0
         self._read_by = time.monotonic() + HEAD_SECONDS
 
     def begin_body(self) -> None:
@@ -101,6 +104,8 @@ class Connection(TConn):  # type: ignore[misc]
         )
 
     def init(self) -> None:
+        if self.waited < 0:
+            self.waited = time.monotonic() - self.arrived
         if self.initialized:
             return
         super().init()
@@ -158,11 +163,15 @@ class TimedUnreader(SocketUnreader):  # type: ignore[misc]
                 return receive(socket.MSG_DONTWAIT)
             except BlockingIOError:
                 connection.seat.leave()
+            except ConnectionError:
+                raise ClientGone("the client went away") from None
         sock.settimeout(left)
         try:
             received = receive(0)
         except TimeoutError:
             raise OutOfTime("the request did not arrive in time") from None
+        except ConnectionError:
+            raise ClientGone("the client went away") from None
         connection.seat.take()
         return received
 
@@ -182,6 +191,8 @@ class TimedUnreader(SocketUnreader):  # type: ignore[misc]
             count = int(sock.recv_into(view, 0, socket.MSG_WAITALL))
         except BlockingIOError:
             raise OutOfTime("the request did not arrive in time") from None
+        except ConnectionError:
+            raise ClientGone("the client went away") from None
         connection.seat.take()
         return count
 
@@ -239,6 +250,28 @@ class RequestBody:
     def arrived(self) -> float:
         """When the request's first byte was seen, on the monotonic clock."""
         return self._connection.arrived
+
+    @property
+    def waited(self) -> float:
+        """Seconds until a thread took the request up."""
+        return self._connection.waited
+
+    def client_has_left(self) -> bool:
+        """Whether the client's side has ended, so that it hardly waits for an answer.
+
+        Some only close their sending half; they are answered all the same.
+        """
+        sock = self._connection.sock
+        if isinstance(sock, SSLSocket):
+            return False
+        try:
+            if sock.gettimeout() is not None:
+                sock.settimeout(None)
+            return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def answered(self) -> None:
         """Only the sending of the answer is left, which needs no seat."""

@@ -155,7 +155,11 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]
         try:
             return super().handle_request(req, conn)
         except TimeoutError:
+            metrics.UNREAD_ANSWERS.add()
             raise NoMoreData("the client does not read its answer") from None
+        except ConnectionError:
+            metrics.UNREAD_ANSWERS.add()
+            raise NoMoreData("the client left before its answer") from None
 
     def _keepalive_after(self, conn: Connection, keepalive: bool) -> bool:
         return keepalive and conn.body is not None and conn.body.finish()

@@ -13,9 +13,10 @@ DECODE, GATHER, GENERATE, RUN, ENCODE = range(len(STAGES))
 class Trace:
     """Filled while a request is answered; times in nanoseconds.
 
-    ``started``: when the app took the request up; ``begun``: when its body was
-    there; ``stages``: the time of each of the five, 0 for one that was not
-    reached. ``items`` were scored, ``missing`` of them are not in the item cache.
+    ``started``: when the request arrived; ``queued``: how long it waited for a thread
+    and for its turn; ``begun``: when its first stage began; ``stages``: the time of
+    each of the five, 0 for one that was not reached. ``items`` were scored,
+    ``missing`` of them are not in the item cache.
     """
 
     __slots__ = (
@@ -24,14 +25,22 @@ class Trace:
         "debug_level",
         "items",
         "missing",
+        "queued",
         "request_id",
         "stages",
         "started",
         "took",
     )
 
-    def __init__(self) -> None:
-        self.started = self.begun = self._last = perf_counter_ns()
+    def __init__(self, arrived: float | None = None, waited: float = 0.0) -> None:
+        """:param arrived: on the monotonic clock, seconds; None: now
+        :param waited: seconds until a thread took the request up
+        """
+        # NOTE: on Linux both clocks are the same one.
+        now = perf_counter_ns()
+        self.started = now if arrived is None else int(arrived * 1e9)
+        self.queued = int(waited * 1e9)
+        self.begun = self._last = now
         self.stages = [0] * len(STAGES)
         self.took = 0
         self.items = 0
@@ -40,7 +49,7 @@ class Trace:
         self.request_id = ""
 
     def begin(self) -> None:
-        """The body is there; the first stage begins."""
+        """The body is there and its turn has come; the first stage begins."""
         self.begun = self._last = perf_counter_ns()
 
     def done(self, stage: int) -> None:
@@ -55,8 +64,9 @@ class Trace:
         return self.took
 
     def milliseconds(self) -> dict[str, float]:
-        """What the slow log shows: whole, receiving, each stage that was reached."""
-        times = {"total": self.took, "receive": self.begun - self.started}
+        """What the slow log shows; of the stages those that were reached."""
+        received = self.begun - self.started - self.queued
+        times = {"total": self.took, "queue": self.queued, "receive": received}
         times |= {n: ns for n, ns in zip(STAGES, self.stages, strict=True) if ns}
         return {name: round(ns / 1e6, 3) for name, ns in times.items()}
 
