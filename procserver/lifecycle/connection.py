@@ -85,12 +85,15 @@ class Connection(TConn):  # type: ignore[misc]
         self.body: RequestBody | None = None
         self._read_by = 0.0
 
-    def begin(self, arrived: float, seconds: float) -> None:
-        """A request that came at ``arrived`` and has so many seconds is taken up."""
+    def begin(self, arrived: float, seconds: float, head_seconds: float) -> None:
+        """A request that came at ``arrived`` and has so many seconds is taken up.
+
+        :param head_seconds: that its client still has for the head
+        """
         self.arrived = arrived
         self.deadline = arrived + seconds
         self.waited = -1.0
-        self._read_by = time.monotonic() + HEAD_SECONDS
+        self._read_by = time.monotonic() + head_seconds
 
     def begin_body(self) -> None:
         """The head is there."""

@@ -32,7 +32,7 @@ from gunicorn.http.errors import (
 from gunicorn.workers.gthread import ThreadWorker
 
 from procserver.errors import OutOfTime, RequestError
-from procserver.lifecycle.connection import Connection, RequestBody
+from procserver.lifecycle.connection import HEAD_SECONDS, Connection, RequestBody
 from procserver.observe import metrics
 from procserver.wire.refusal import refusal
 
@@ -138,9 +138,12 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]
     def enqueue_req(self, conn: Connection) -> None:
         self.take_up(conn, time.monotonic())
 
-    def take_up(self, conn: Connection, arrived: float) -> None:
-        """Has a thread read and answer the request that came at ``arrived``."""
-        conn.begin(arrived, self.request_seconds)
+    def take_up(self, conn: Connection, arrived: float, *, late: bool = False) -> None:
+        """Has a thread read and answer the request that came at ``arrived``.
+
+        :param late: its client has had its time; the thread says so
+        """
+        conn.begin(arrived, self.request_seconds, 0.0 if late else HEAD_SECONDS)
         super().enqueue_req(conn)
 
     def handle_request(self, req: Any, conn: Connection) -> Any:

@@ -19,21 +19,16 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from procserver.errors import Unauthorized
 from procserver.lifecycle.admission import Admission, SharedCounts
+from procserver.lifecycle.arrival import ArrivingWorker
 from procserver.lifecycle.connection import Connection, Seat
-from procserver.lifecycle.http import HttpWorker
 from procserver.lifecycle.line import Line, Ticket
 from procserver.observe import metrics
-from procserver.wire.auth import Authenticator
 
 _SECOND = 1_000_000_000
-# How much of a request's head is looked at.
-_PEEK = 16 << 10
 # For so long a worker that has room left leaves a request to one that is idle.
 HEAD_START = 0.002
 TIDY_SECONDS = 1.0
@@ -46,7 +41,6 @@ class Sharing:
         one and those of earlier releases
     :param capacity: requests that keep it busy: it takes up no more while others
         are free
-    :param may_wait: whether a request's head is one for the line
     """
 
     def __init__(
@@ -57,7 +51,6 @@ class Sharing:
         admission: Admission,
         *,
         capacity: int,
-        may_wait: Callable[[bytes], bool],
     ) -> None:
         self.counts = counts
         self.slot = slot
@@ -66,7 +59,6 @@ class Sharing:
         self.line = lines[-1]
         self.admission = admission
         self.capacity = capacity
-        self.may_wait = may_wait
 
     def busy(self) -> int:
         return self.counts.busy(self.slot)
@@ -99,7 +91,7 @@ class Sharing:
         return old
 
 
-class SharingWorker(HttpWorker):
+class SharingWorker(ArrivingWorker):
     """One of several workers with one queue. ``sharing`` is None: on its own."""
 
     sharing: Sharing | None = None
@@ -143,20 +135,19 @@ class SharingWorker(HttpWorker):
         if change < 0 and (not self._listening or sharing.waiting()):
             self.method_queue.defer(self._pull)
 
-    def enqueue_req(self, conn: Connection) -> None:
-        now = time.monotonic()
+    def complete(self, conn: Connection, arrived: float, head: bytes) -> None:
         sharing = self.sharing
         # PERF: a worker that is free looks at nothing but one word.
         if sharing is not None and (sharing.busy() or not self.alive):
             readers, idle = sharing.others()
-            wanted = idle or sharing.busy() >= sharing.capacity or not self.alive
-            if readers and wanted and self._put(conn, now):
+            leaves = idle or sharing.busy() >= sharing.capacity or not self.alive
+            if readers and leaves and self._put(conn, arrived, head):
                 return
-        self.take_up(conn, now)
+        self.take_up(conn, arrived)
 
-    def take_up(self, conn: Connection, arrived: float) -> None:
+    def take_up(self, conn: Connection, arrived: float, *, late: bool = False) -> None:
         conn.seat.take()
-        super().take_up(conn, arrived)
+        super().take_up(conn, arrived, late=late)
 
     def finish_request(self, conn: Connection, fs: Any) -> None:
         if self.sharing is not None:
@@ -167,22 +158,14 @@ class SharingWorker(HttpWorker):
 
     # Putting in.
 
-    def _put(self, conn: Connection, now: float) -> bool:
+    def _put(self, conn: Connection, arrived: float, head: bytes) -> bool:
         """Puts a connection with a request into the line, unless it should stay."""
-        sharing = self.sharing
-        assert sharing is not None
-        if not conn.is_between_requests:
+        if self.wanted is None or not self.wanted(head):
             return False
-        try:
-            head = conn.sock.recv(_PEEK, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except OSError:
-            return False
-        if not sharing.may_wait(head) or sharing.admission.is_full:
-            return False
-        if not self._send_off(conn, int(now * _SECOND)):
+        if not self._send_off(conn, int(arrived * _SECOND)):
             return False
         conn.close()
-        self._look_at = min(self._look_at, now + self.request_seconds)
+        self._look_at = min(self._look_at, arrived + self.request_seconds)
         return True
 
     def _send_off(self, conn: Connection, arrived: int) -> bool:
@@ -328,29 +311,3 @@ class SharingWorker(HttpWorker):
                 line.close()
         # Whoever put it there may have died.
         self._pull()
-
-
-def may_wait(head: bytes, auth: Authenticator, most_bytes: int) -> bool:
-    """Whether a request may wait unread, as far as its head tells.
-
-    What is refused for its head alone need not wait for that; who takes it up
-    examines it anyway.
-
-    :param head: what has come of the request so far
-    """
-    lines = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
-    words = lines[0].split(" ")
-    if len(words) != 3 or words[0] != "POST" or b"\r\n\r\n" not in head:
-        return False
-    headers = {}
-    for line in lines[1:]:
-        name, _, value = line.partition(":")
-        headers[name.lower()] = value.strip(" \t")
-    length = headers.get("content-length", "0")
-    if not length.isdecimal() or len(length) > 18 or int(length) > most_bytes:
-        return False
-    try:
-        auth.check(words[0], words[1], headers)
-    except Unauthorized:
-        return False
-    return True

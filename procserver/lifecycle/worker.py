@@ -9,11 +9,11 @@ import sys
 import time
 from concurrent import futures
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from procserver.errors import ProcserverError
 from procserver.lifecycle.admission import Admission
+from procserver.lifecycle.arrival import may_wait
 from procserver.lifecycle.candidate import Contract, Examination
 from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.http import honour_close
@@ -27,7 +27,7 @@ from procserver.lifecycle.process import (
 )
 from procserver.lifecycle.reports import Reporter
 from procserver.lifecycle.settings import FRONT_THREADS
-from procserver.lifecycle.sharing import Sharing, SharingWorker, may_wait
+from procserver.lifecycle.sharing import Sharing, SharingWorker
 from procserver.observe import metrics
 from procserver.observe.reqlog import Logs
 from procserver.wire.auth import Authenticator
@@ -120,6 +120,10 @@ class Worker(SharingWorker):
         """Has requests that find this worker busy wait for any worker."""
         service = state.service
         token = service.token.reveal() if service.token is not None else None
+        auth, most_bytes = Authenticator(token), service.host.max_body_bytes
+        self.wanted = lambda head: (
+            not admission.is_full and may_wait(head, auth, most_bytes)
+        )
         one_by_one = (
             service.host.device == ("cpu",)
             and len(self.cores) == 1
@@ -134,11 +138,6 @@ class Worker(SharingWorker):
                 # On one core a second request would only slow the first one down.
                 # Elsewhere it is prepared meanwhile, or joins a batch.
                 capacity=1 if one_by_one else state.settings.turns,
-                may_wait=partial(
-                    may_wait,
-                    auth=Authenticator(token),
-                    most_bytes=service.host.max_body_bytes,
-                ),
             )
         )
 
