@@ -24,6 +24,7 @@ from typing import Any
 from procserver.errors import Unauthorized
 from procserver.lifecycle.connection import BODY_SECONDS, HEAD_SECONDS, Connection
 from procserver.lifecycle.http import HttpWorker
+from procserver.observe import metrics
 from procserver.wire.auth import Authenticator
 
 # How much of a request is looked at, and from what on a head is refused as too long.
@@ -34,6 +35,7 @@ MOST_KEPT = 256 << 10
 _COUNT = struct.Struct("i")
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n")
 _LINE = re.compile(rb"[A-Z]{1,20} [^ \r\n]+ HTTP/1\.[0-9]\r\n")
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\n-\x1f\x7f]*")
 _EXPECT = re.compile(rb"(?i)\r\nexpect:")
 
 
@@ -66,6 +68,8 @@ class ArrivingWorker(HttpWorker):
             head = sock.recv(_PEEK, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except OSError:
             head = b""
+            if seen:
+                metrics.REQUESTS.add(1, "499")
         if not head:
             # The usual end of a connection.
             self.nr_conns -= 1
@@ -168,12 +172,22 @@ def may_wait(head: bytes, auth: Authenticator, most_bytes: int) -> bool:
     words = lines[0].split(" ")
     if len(words) != 3 or words[0] != "POST" or b"\r\n\r\n" not in head:
         return False
-    headers = {}
+    headers: dict[str, str] = {}
     for line in lines[1:]:
         name, _, value = line.partition(":")
+        # Two of one kind are none of ours, or decide about the body.
+        if not _HEADER.fullmatch(line) or name.lower() in headers:
+            return False
         headers[name.lower()] = value.strip(" \t")
     length = headers.get("content-length", "0")
-    if not length.isdecimal() or len(length) > 18 or int(length) > most_bytes:
+    if "content-length" in headers and "transfer-encoding" in headers:
+        return False
+    if (
+        not length.isascii()
+        or not length.isdecimal()
+        or len(length) > 18
+        or int(length) > most_bytes
+    ):
         return False
     try:
         auth.check(words[0], words[1], headers)

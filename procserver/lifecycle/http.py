@@ -44,6 +44,8 @@ SEND_SECONDS = 30.0
 LINGER_SECONDS = 2.0
 # How long nothing is accepted after the system had no descriptor or memory for it.
 STARVED_SECONDS = 0.25
+# How often the log says so.
+SAID_SECONDS = 5.0
 _STARVED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NOT_THERE = (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK)
 _DISCARD = bytearray(1 << 20)
@@ -71,6 +73,7 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.lingering: deque[Connection] = deque()
         self._accept_again = 0.0
+        self._starved_said = -SAID_SECONDS
 
     def accept(self, listener: Any) -> None:
         """A new connection waits in the poller: it need not send anything soon."""
@@ -108,8 +111,11 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]
         do nothing but try again.
         """
         metrics.ACCEPT_ERRORS.add()
-        self.log.error("cannot accept a connection: %s", error.strerror)
-        self._accept_again = time.monotonic() + STARVED_SECONDS
+        now = time.monotonic()
+        if now > self._starved_said + SAID_SECONDS:
+            self._starved_said = now
+            self.log.error("cannot accept a connection: %s", error.strerror)
+        self._accept_again = now + STARVED_SECONDS
         self.set_accept_enabled(False)
         # Of those that nothing is under way on: who never sent anything, or else
         # has been silent for longest.
