@@ -47,7 +47,8 @@ def is_full(service: Service) -> bool:
         sock.sendall(
             f"POST /api/predict/{service.name} HTTP/1.1\r\nHost: x\r\n"
             f"Authorization: {CANARIES['token']}\r\n"
-            "Content-Length: 10\r\nA: 1\r\nA: 2\r\nExpect: 100-continue\r\n\r\n".encode()
+            "Content-Length: 10\r\nA: 1\r\nA: 2\r\n"
+            "Expect: 100-continue\r\n\r\n".encode()
         )
         return sock.recv(12) == b"HTTP/1.1 450"
 
