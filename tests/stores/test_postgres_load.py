@@ -418,6 +418,12 @@ def test_messages_have_no_credentials(
     while chain is not None:
         if not chain.__suppress_context__:
             assert chain.__context__ is None
-        for secret in ("wrong-secret", "s3cr", "secret-value", "with space", 'r "shop"'):
+        for secret in (
+            "wrong-secret",
+            "s3cr",
+            "secret-value",
+            "with space",
+            'r "shop"',
+        ):
             assert secret not in str(chain)
         chain = chain.__cause__

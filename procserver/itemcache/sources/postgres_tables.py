@@ -11,6 +11,8 @@ from procserver.itemcache.sources import TableConfig
 
 TIME = "procserver_time"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# The year 9000, in microseconds.
+FAR_OFF = 221_845_392_000_000_000
 OVERLAP_SECONDS = 60.0
 
 
@@ -67,6 +69,15 @@ class TimeKey:
     def integer(self) -> bool:
         return self.oid in INTEGERS
 
+    def finite(self, expression: str) -> str:
+        """SQL of the same time, or of one far off instead of ``infinity``.
+
+        As a number that would be none that a driver can hold.
+        """
+        if self.integer:
+            return expression
+        return f"least({expression}, {self.literal(FAR_OFF)})"
+
     def literal(self, value: int) -> str:
         """SQL of a time: microseconds since 1970, or the integer itself."""
         if self.integer:
@@ -110,7 +121,7 @@ class Table:
         conditions = [f"({self.config.condition}\n)"] if self.config.condition else []
         if since is not None and self.timekey is not None:
             column = quoted(self.timekey.column)
-            chosen.append(f"{column} AS {quoted(TIME)}")
+            chosen.append(f"{self.timekey.finite(column)} AS {quoted(TIME)}")
             conditions.append(f"{column} {since}")
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         return f"SELECT {', '.join(chosen)} FROM {self.relation}{where}"
@@ -119,8 +130,8 @@ class Table:
         """The query of the newest time."""
         assert self.timekey is not None
         where = f" WHERE ({self.config.condition}\n)" if self.config.condition else ""
-        column = quoted(self.timekey.column)
-        return f"SELECT max({column}) AS {quoted(TIME)} FROM {self.relation}{where}"
+        latest = self.timekey.finite(f"max({quoted(self.timekey.column)})")
+        return f"SELECT {latest} AS {quoted(TIME)} FROM {self.relation}{where}"
 
 
 def quoted(name: str) -> str:
