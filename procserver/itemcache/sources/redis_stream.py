@@ -137,8 +137,10 @@ class Stream:
         # All that is left came later: nothing is missing if it is all that came.
         if added >= 0 and since.added >= 0:
             missing = added - since.added - about["length"]
-            if missing:
+            if missing > 0:
                 raise CursorLost(f"{self._label}: {missing} entries were trimmed away")
+            if missing < 0:
+                raise CursorLost(f"{self._label} was made anew")
         elif not own and not since.first and last != since.id:
             raise CursorLost(f"{self._label}: entries may have been trimmed away")
 
