@@ -36,7 +36,7 @@ from procserver.itemcache.reader import CacheReader
 from procserver.itemcache.sources import open_source
 from procserver.itemcache.writer import GenerationWriter
 
-ROUNDS = 3
+ROUNDS = 5
 BATCH = 300
 BATCHES = 200
 
@@ -146,7 +146,7 @@ def time_redis(control: ControlSegment, items: int) -> dict[str, float]:
 def interleaved(contenders: dict[str, Callable[[], None]]) -> dict[str, float]:
     """Median wall-clock seconds; Redis spends its time in another process."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(ROUNDS + 2):
+    for _ in range(ROUNDS):
         for name, run in contenders.items():
             began = time.perf_counter()
             run()
