@@ -45,7 +45,7 @@ def fill(server: servers.Postgres, rows: int) -> None:
     """30 columns: id, 11 bigint, 8 real, 6 text, 4 text arrays."""
     columns = [f"n{i} bigint" for i in range(11)] + [f"f{i} real" for i in range(8)]
     columns += [f"s{i} text" for i in range(6)] + [f"l{i} text[]" for i in range(4)]
-    values = ["i * 7919"] * 11 + ["i / 3.0"] * 8 + ["'word' || i % 5000"] * 6
+    values = ["i::bigint * 7919"] * 11 + ["i / 3.0"] * 8 + ["'word' || i % 5000"] * 6
     values += ["ARRAY['a' || i % 9, 'b', 'c']"] * 4
     server.run(
         f"CREATE TABLE items (item_id text, {', '.join(columns)})",

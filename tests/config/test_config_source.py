@@ -1,5 +1,6 @@
 """Item sources: tables, FeatureStore keys, what is not there yet."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,18 @@ def test_feature_store_keys_beside_parquet(
     assert source.remote_type == "parquet"
     assert source.fs_entity == ("item", "raw")
     assert any("not used, remote_type is parquet" in w for w in loaded.warnings)
+
+
+def test_every_example_of_the_page_loads(environ: dict[str, str]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sources.md").read_text()
+    examples = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    kinds = set()
+    for example in examples:
+        loaded = config.load_text(example, "/srv", environ)
+        assert loaded.service.item_source is not None
+        assert [w for w in loaded.warnings if "without effect" not in w] == []
+        kinds.add(loaded.service.item_source.remote_type)
+    assert kinds == {"parquet", "hologres", "redis"}
 
 
 def test_no_source(minimal: dict[str, Any], environ: dict[str, str]) -> None:

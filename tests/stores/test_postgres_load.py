@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from item_sources import SourceFor, TableFor
 
 from cython_ext.column import Kind
 from procserver.errors import SourceError
-from procserver.itemcache import refresh
+from procserver.itemcache import refresh, sources
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import CacheReader, Generation
 from procserver.itemcache.sources import ItemSource, open_source, postgres_link
@@ -92,6 +93,21 @@ def test_every_type(
     empty = generation.get("b")
     assert empty is not None
     assert {name for name, cell in empty.items() if cell is not None} == {"item_id"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "extra"),
+    [("hologres", "adbc_driver_postgresql.dbapi", "postgres"), ("redis",) * 3],
+)
+def test_a_missing_driver_names_the_extra(
+    kind: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    for name in [n for n in sys.modules if n.startswith(f"{sources.__name__}.")]:
+        if name.rpartition(".")[2].startswith(("postgres", "redis")):
+            monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SourceError, match=rf"pip install 'procserver\[{extra}\]'"):
+        open_source(SourceFor("x://h", (ITEMS,), kind))
 
 
 @pytest.mark.parametrize("kind", ["hologres", "postgres", "postgresql"])

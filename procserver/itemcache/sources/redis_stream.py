@@ -194,7 +194,9 @@ class Stream:
     def _time(self, entry: bytes, fields: Fields) -> int | None:
         """Microseconds since 1970."""
         if self._time_field is None:
-            return int(entry.partition(b"-")[0]) * 1000
+            milliseconds, _, place = entry.partition(b"-")
+            # Entries of one millisecond are numbered, which keeps their order.
+            return int(milliseconds) * 1000 + min(int(place), 999)
         text = fields.get(self._time_field, b"")
         try:
             number = int(text) if text.isdigit() else float(text)
