@@ -71,7 +71,8 @@ class Connection(TConn):  # type: ignore[misc]
     """gthread's connection; what is said of time is set anew for each request.
 
     ``arrived``: when its first byte was seen; ``deadline``: when its answer is due;
-    both on the monotonic clock. ``waited``: seconds until a thread took it up.
+    both on the monotonic clock. ``waited``: seconds from when it was there until a
+    thread took it up.
     ``listener``: number of the listening socket.
     """
 
@@ -79,17 +80,23 @@ class Connection(TConn):  # type: ignore[misc]
         super().__init__(*args)
         self.arrived = 0.0
         self.waited = 0.0
+        self._there = 0.0
         self.deadline = 0.0
         self.listener = listener
         self.seat = Seat(_nobody_counts)
         self.body: RequestBody | None = None
         self._read_by = 0.0
 
-    def begin(self, arrived: float, seconds: float, head_seconds: float) -> None:
-        """A request that came at ``arrived`` and has so many seconds is taken up.
+    def begin(
+        self, arrived: float, there: float, *, seconds: float, head_seconds: float
+    ) -> None:
+        """A request that came at ``arrived`` is taken up.
 
+        :param there: when it had come as far as it was waited for
+        :param seconds: from ``arrived`` until its answer is due
         :param head_seconds: that its client still has for the head
         """
+        self._there = there
         self.arrived = arrived
         self.deadline = arrived + seconds
         self.waited = -1.0
@@ -108,7 +115,7 @@ class Connection(TConn):  # type: ignore[misc]
 
     def init(self) -> None:
         if self.waited < 0:
-            self.waited = time.monotonic() - self.arrived
+            self.waited = time.monotonic() - self._there
         if self.initialized:
             return
         super().init()
@@ -256,7 +263,7 @@ class RequestBody:
 
     @property
     def waited(self) -> float:
-        """Seconds until a thread took the request up."""
+        """Seconds that the request waited until a thread took it up."""
         return self._connection.waited
 
     def client_has_left(self) -> bool:

@@ -144,12 +144,25 @@ class HttpWorker(ThreadWorker):  # type: ignore[misc]
     def enqueue_req(self, conn: Connection) -> None:
         self.take_up(conn, time.monotonic())
 
-    def take_up(self, conn: Connection, arrived: float, *, late: bool = False) -> None:
+    def take_up(
+        self,
+        conn: Connection,
+        arrived: float,
+        there: float | None = None,
+        *,
+        late: bool = False,
+    ) -> None:
         """Has a thread read and answer the request that came at ``arrived``.
 
+        :param there: since when it waits for that; None: it does not
         :param late: its client has had its time; the thread says so
         """
-        conn.begin(arrived, self.request_seconds, 0.0 if late else HEAD_SECONDS)
+        conn.begin(
+            arrived,
+            time.monotonic() if there is None else there,
+            seconds=self.request_seconds,
+            head_seconds=0.0 if late else HEAD_SECONDS,
+        )
         super().enqueue_req(conn)
 
     def handle_request(self, req: Any, conn: Connection) -> Any:

@@ -22,6 +22,8 @@ import time
 from math import inf
 from typing import Any
 
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
+
 from procserver.lifecycle.admission import Admission, SharedCounts
 from procserver.lifecycle.arrival import ArrivingWorker
 from procserver.lifecycle.connection import Connection, Seat
@@ -145,9 +147,16 @@ class SharingWorker(ArrivingWorker):
                 return
         self.take_up(conn, arrived)
 
-    def take_up(self, conn: Connection, arrived: float, *, late: bool = False) -> None:
+    def take_up(
+        self,
+        conn: Connection,
+        arrived: float,
+        there: float | None = None,
+        *,
+        late: bool = False,
+    ) -> None:
         conn.seat.take()
-        super().take_up(conn, arrived, late=late)
+        super().take_up(conn, arrived, there, late=late)
 
     def finish_request(self, conn: Connection, fs: Any) -> None:
         if self.sharing is not None:
@@ -166,6 +175,9 @@ class SharingWorker(ArrivingWorker):
             return False
         conn.close()
         self._look_at = min(self._look_at, arrived + self.request_seconds)
+        if not self.alive:
+            # Whoever was there to take it may have left in this moment.
+            self._pull()
         return True
 
     def _send_off(self, conn: Connection, arrived: int) -> bool:
@@ -186,8 +198,7 @@ class SharingWorker(ArrivingWorker):
         sharing.counts.stop_taking(sharing.slot)
         if sharing.others()[0]:
             self._pass_on_idle()
-        else:
-            self._pull()
+        self._pull()
 
     def _pass_on_idle(self) -> None:
         """A worker on its way out leaves its silent connections to the others."""
@@ -200,7 +211,10 @@ class SharingWorker(ArrivingWorker):
     # Taking out.
 
     def _pull(self) -> None:
-        """Takes up requests from the lines while this worker has room."""
+        """Takes up requests from the lines while this worker has room.
+
+        On its way out it leaves them to others, or takes all where there are none.
+        """
         sharing = self.sharing
         if sharing is None or (not self.alive and sharing.others()[0]):
             return
@@ -259,11 +273,13 @@ class SharingWorker(ArrivingWorker):
         conn.data_ready = True
         if not ticket.arrived:
             conn.set_timeout()
+            if not self.alive:
+                conn.timeout = time.monotonic() + STOP_KEEPALIVE_LINGER
             self._await_first(conn)
             return
         if ticket.slot != sharing.slot:
             metrics.HANDED_OVER.add()
-        self.take_up(conn, ticket.arrived / _SECOND)
+        self.take_up(conn, ticket.arrived / _SECOND, ticket.put / _SECOND)
 
     # Being told.
 
