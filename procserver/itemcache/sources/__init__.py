@@ -183,7 +183,9 @@ def open_source(config: SourceConfig) -> ItemSource:
     from procserver.itemcache.sources.combined import CombinedSource
     from procserver.itemcache.sources.redis_stream import Stream
 
-    return CombinedSource(source, Stream(stream))
+    period: int | None = getattr(config, "period_minutes", None)
+    every = None if period is None else period * 60.0
+    return CombinedSource(source, Stream(stream), every)
 
 
 def _open(config: SourceConfig) -> ItemSource:
