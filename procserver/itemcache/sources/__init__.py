@@ -154,6 +154,10 @@ def open_source(config: SourceConfig) -> ItemSource:
         from procserver.itemcache.sources.parquet import ParquetSource
 
         return ParquetSource(config)
+    if kind == "feast":
+        from procserver.itemcache.sources.feast import FeastSource
+
+        return FeastSource(config)
     found = entry_points(group=ENTRY_POINTS)
     for entry in found:
         if entry.name == kind:
@@ -164,5 +168,5 @@ def open_source(config: SourceConfig) -> ItemSource:
             if not isinstance(source, ItemSource):
                 raise SourceError(f"item source {kind!r} lacks a method of ItemSource")
             return source
-    known = ", ".join(sorted({"parquet", *(entry.name for entry in found)}))
+    known = ", ".join(sorted({"parquet", "feast", *(entry.name for entry in found)}))
     raise SourceError(f"no item source {kind!r}; there are: {known}")
