@@ -16,8 +16,8 @@ from procserver.itemcache.writer import column_kind
 BATCH_ROWS = 16384
 
 
-class Part(Protocol):
-    """One table: its id column, the columns asked for, and its rows."""
+class Head(Protocol):
+    """One table: its id column and the columns asked for."""
 
     @property
     def label(self) -> str:
@@ -33,11 +33,15 @@ class Part(Protocol):
     def schema(self) -> pa.Schema:
         """The key and all ``columns``."""
 
+
+class Part(Head, Protocol):
+    """One table and its rows."""
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Rows of ``schema``; of those with the same id the last one counts."""
 
 
-def merged_schema(parts: Sequence[Part]) -> dict[str, Kind]:
+def merged_schema(parts: Sequence[Head]) -> dict[str, Kind]:
     """Kinds by name; the key first, under the name that the first part gives it."""
     key = parts[0].key
     schema: dict[str, Kind] = {key: Kind.ABSENT}
