@@ -16,6 +16,8 @@ from feast_refusal import Refused
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "server"))
 
+import tiny  # noqa: E402
+
 FEAST_PYTHON = Path(
     os.environ.get("PROCSERVER_FEAST_PYTHON", ROOT / ".venv-feast" / "bin" / "python")
 )
@@ -102,6 +104,9 @@ def repository(feast: Feast, tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder / "dated.parquet"),
         {"item_id": ["a"], "born": [1700000000], "age": [1]},
     )
+    items = [tiny.item(number) for number in range(tiny.ITEMS)]
+    live = {name: [row[name] for row in items] for name in items[0]}
+    feast("write", str(folder / "live.parquet"), {**live, "age": [1] * len(items)})
     views = feast("apply", str(folder))
-    assert views == ["basics", "dated", "people", "short", "texts"]
+    assert views == ["basics", "dated", "live", "people", "short", "texts"]
     return folder

@@ -100,7 +100,17 @@ def apply(folder):
         FeatureService(name="dated_items", features=[dated]),
         FeatureService(name="nobody", features=[people]),
     ]
-    views = [basics, texts, short, people, dated]
+    live = view(
+        "live",
+        item,
+        [
+            Field(name="category", dtype=String),
+            Field(name="price", dtype=Float64),
+            Field(name="vector", dtype=Array(Float64)),
+        ],
+    )
+    services.append(FeatureService(name="live_items", features=[live]))
+    views = [basics, texts, short, people, dated, live]
     store.apply([item, raw, user, *views, doubled, *services])
     return sorted(view.name for view in store.list_feature_views())
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import featuredb_server
-import pyarrow as pa
 import pytest
 from featuredb_server import PASSWORD, TOKEN, USER, FeatureDB, View, encode
 
@@ -310,4 +309,3 @@ def test_the_encoder_of_the_tests_agrees_with_the_description() -> None:
     assert encode({"l": "list<string>"}, {"l": ["ab", "c"]}) == (
         b"F1\x00\x02\0\0\0" + b"\0\0\0\0\x02\0\0\0\x03\0\0\0" + b"abc"
     )
-    assert pa.types.is_map(featuredb.arrow_type("map<int32,int64>"))

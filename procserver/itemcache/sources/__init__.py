@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cython_ext.column import Kind
-from procserver.config.source import AVAILABLE, DATABASES
+from procserver.config.rules import AVAILABLE, DATABASES
 from procserver.errors import SourceError
 
 ENTRY_POINTS = "procserver.item_sources"

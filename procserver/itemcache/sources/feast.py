@@ -62,8 +62,9 @@ class View:
 class FeastSource:
     """``remote_type: feast``: ``url`` is a repository's folder or its YAML file.
 
-    Views of a feature service are merged by item id, where they share a feature the
-    later one wins. Views of other entities belong to the requests and are left out.
+    A table's ``name`` is a file of item ids, relative to that folder. Views of a feature
+    service are merged by item id, where they share a feature the later one wins.
+    Views of other entities belong to the requests and are left out.
     """
 
     def __init__(self, config: SourceConfig) -> None:
@@ -253,7 +254,10 @@ class FeastSource:
         """Items of the table of ids, as the online store has them."""
         assert self._ids is not None
         key = views[0].key
-        ids = open_table(str(self._ids.name), self._ids, "table of item ids")
+        place = str(self._ids.name)
+        if "://" not in place:
+            place = str(repository_file(self._path).parent / place)
+        ids = open_table(place, self._ids, "table of item ids")
         features = [f"{v.definition.name}:{name}" for v in views for name in v.columns]
         for name, count in Counter(f.partition(":")[2] for f in features).items():
             if count > 1:
@@ -295,6 +299,12 @@ class FeastSource:
         )
 
 
+def repository_file(path: str) -> Path:
+    """Where the YAML file of a repository is to be."""
+    place = Path(path.removeprefix("file://"))
+    return place / YAML if place.is_dir() else place
+
+
 def open_store(path: str, project: str | None) -> Any:
     """Feast's view of a repository.
 
@@ -305,9 +315,7 @@ def open_store(path: str, project: str | None) -> Any:
         from feast import FeatureStore
     except ImportError as error:
         raise SourceError("Feast is not installed: procserver[feast]") from error
-    file = Path(path.removeprefix("file://"))
-    if file.is_dir():
-        file = file / YAML
+    file = repository_file(path)
     if not file.is_file():
         raise SourceError(f"Feast: there is no {file}")
     try:

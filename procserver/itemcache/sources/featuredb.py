@@ -40,11 +40,11 @@ from procserver.itemcache.sources import (
 from procserver.itemcache.sources.featuredb_rows import (
     PREFIX,
     Read,
-    arrow_type,
     read_row,
     reader,
 )
 from procserver.itemcache.sources.merging import merge, merged_schema
+from procserver.itemcache.sources.texts import type_named
 
 # Seconds: for one answer to begin, and between two looks at what has changed.
 TIMEOUT = 30.0
@@ -262,7 +262,7 @@ def _table(
     for column in columns:
         if column not in types:
             raise SourceError(f"{label}: there is no type of {column!r}")
-    arrow = {one: arrow_type(types[one]) for one in columns}
+    arrow = {one: type_named(types[one]) for one in columns}
     schema = pa.schema([(key, pa.string()), *arrow.items()])
     readers = tuple((one, reader(text, label)) for one, text in types.items())
     quoted = urllib.parse.quote(name, safe="")

@@ -21,10 +21,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-import pyarrow as pa
-
 from procserver.errors import SourceError
-from procserver.itemcache.sources.texts import type_named
 
 PREFIX = b"F1"
 
@@ -65,11 +62,6 @@ _SCALARS = {
     "bool": "<B",
     "timestamp": "<q",
 }
-
-
-def arrow_type(text: str) -> pa.DataType:
-    """Booleans and timestamps are integers to a feature."""
-    return type_named({"bool": "int32", "timestamp": "int64"}.get(text, text))
 
 
 def reader(text: str, label: str) -> Read:
