@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from procserver.errors import ProcserverError
 from procserver.lifecycle.admission import Admission
+from procserver.lifecycle.backlog import LastAccepts
 from procserver.lifecycle.candidate import Contract, Examination
 from procserver.lifecycle.cores import available_cores, core_set
-from procserver.lifecycle.http import HttpWorker, honour_close
+from procserver.lifecycle.http import honour_close
 from procserver.lifecycle.master import Master, Member, master
 from procserver.lifecycle.process import (
     be_idle,
@@ -40,7 +41,7 @@ EXIT_RESTART_WORKER = 1
 LOG_SECONDS = 2.0
 
 
-class Worker(HttpWorker):
+class Worker(LastAccepts):
     """gthread with a model replica, pinned to its cores."""
 
     member: Member
@@ -87,6 +88,13 @@ class Worker(HttpWorker):
         """Whether this worker introduces a model version."""
         return bool(self.age == self.member.release.canary)
 
+    def is_leaving(self) -> bool:
+        """Whether the whole service is being stopped."""
+        return master().counts.draining
+
+    def _why_leaving(self) -> str | None:
+        return "the service is being stopped" if self.is_leaving() else None
+
     def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
         state = master()
         return state.weights.obtain(
@@ -131,8 +139,12 @@ class Worker(HttpWorker):
                 examination=self.examination,
             )
             self.logs = service.logs
-            service = replace(service, admission=self._admission(state))
-            self.wsgi = honour_close(create_app(service))
+            service = replace(
+                service,
+                admission=self._admission(state),
+                readiness=(*service.readiness, self._why_leaving),
+            )
+            self.wsgi = honour_close(create_app(service), self.is_leaving)
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
             self._fail(str(error))
