@@ -209,6 +209,15 @@ def _supervise_and_reload(server: Any) -> None:
         elif reloads.is_running or not state.has_been_ready:
             crew.wait(server, reloads.readers(), TURN_S)
 
+    reopen_ours = server.handle_usr1
+
+    def reopen_all() -> None:
+        reopen_ours()
+        refresher = master().refresher
+        if refresher is not None:
+            refresher.reopen_logs()
+
+    server.handle_usr1 = reopen_all
     server.manage_workers = manage_and_supervise
     server.handle_hup = reloads.ask
 

@@ -70,11 +70,11 @@ class Drain:
             raise StopIteration
         self._note_begin()
         systemd.sd_notify("STOPPING=1", server.log)
+        self._reloads.give_up(server, "the service is being stopped")
         window = state.settings.drain_seconds
         if not state.has_been_ready or not window:
             # Nobody counts on it yet, or nobody is to be waited for.
             raise StopIteration
-        self._reloads.give_up(server, "the service is being stopped")
         log.info("draining: readiness says 503, requests are taken for %g s", window)
 
     def _note_begin(self) -> None:
@@ -108,6 +108,7 @@ class Drain:
                 # It has nothing to answer; its start is not waited for.
                 crew.dismiss(server, member)
         if graceful:
+            log.info("stopping: %d workers finish their requests", len(server.WORKERS))
             server.kill_workers(signal.SIGTERM)
             assert self._began is not None
             graceful = self._wait(self._began + server.cfg.graceful_timeout)
