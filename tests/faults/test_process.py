@@ -448,12 +448,12 @@ def test_f25_a_reload_is_given_up(service: Make) -> None:
 
 
 def test_f63_rotated_logs_lose_no_line(service: Make) -> None:
-    host = {"state_dir": "state", "drain_seconds": 0, "access_log": "access.log"}
+    host = {"state_dir": "state", "drain_seconds": 0, "access_log": "state/access.log"}
     one = service(procserver=host)
     one.env["GUNICORN_CMD_ARGS"] = f"--log-file {one.log}"
     one.start()
     refresher = one.refresher
-    access = one.folder / "access.log"
+    access = one.folder / "state" / "access.log"
     # Connections of their own, so that both workers are asked.
     with one.load(clients=3, pause=0.0, keepalive=False) as traffic:
         for turn in range(3):
@@ -470,7 +470,7 @@ def test_f63_rotated_logs_lose_no_line(service: Make) -> None:
     traffic.check(["1"])
     told = [
         json.loads(line)
-        for file in one.folder.glob("access.log*")
+        for file in access.parent.glob("access.log*")
         for line in file.read_text().splitlines()
     ]
     assert len(told) == len(traffic.history)
