@@ -5,6 +5,7 @@ All workers share one anonymous map that the master made before it forked::
     offset       field (64-bit words)
     0            when the next request would be due at the limited rate (ns)
     8            number of worker slots that were ever used
+    16           1 once the service is being stopped, and takes no new clients
     64 * (1+s)   requests inside the worker of slot s, waiting ones included
      ... + 8     those of them that it processes or is about to
      ... + 16    number of its release while it takes requests from others; else 0
@@ -28,6 +29,7 @@ from procserver.errors import OutOfTime, QueueFull, TooManyRequests
 
 _RATE = 0
 _SLOTS = 8
+_DRAINING = 16
 _LINE = 64
 _BUSY = 8
 _TAKING = 16
@@ -60,6 +62,15 @@ class SharedCounts:
         place = _place(slot)
         for offset in (_TAKING, 0, _BUSY, _RELEASE):
             self.words.store(place + offset, 0)
+
+    def start_drain(self) -> None:
+        """Call in the master: from now on :attr:`draining` is true for all."""
+        self.words.store(_DRAINING, 1)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the service is being stopped: clients should go elsewhere."""
+        return self.words.load(_DRAINING) != 0
 
     def inside(self) -> int:
         """Requests inside the workers, those that wait there included."""

@@ -12,6 +12,7 @@ from procserver.lifecycle.deaths import OomKills
 from procserver.lifecycle.line import Line
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reports import Reports
+from procserver.lifecycle.rundir import Lock
 from procserver.lifecycle.settings import Settings
 from procserver.lifecycle.weights import Weights
 from procserver.model.package import ModelPackage
@@ -78,6 +79,7 @@ class Master:
     """
 
     release: Release
+    lock: Lock
     refresher: Refresher | None = None
     control_name: str | None = None
     has_been_ready: bool = False

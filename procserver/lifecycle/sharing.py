@@ -123,6 +123,12 @@ class SharingWorker(ArrivingWorker):
         finally:
             sharing.counts.stop_taking(sharing.slot)
 
+    def handle_exit(self, sig: Any, frame: Any) -> None:
+        super().handle_exit(sig, frame)
+        if self.sharing is not None:
+            # From now on others keep what they have.
+            self.sharing.counts.stop_taking(self.sharing.slot)
+
     def connect(self, sock: socket.socket, client: Any, number: int) -> Connection:
         conn = super().connect(sock, client, number)
         if self.sharing is not None:

@@ -11,12 +11,13 @@ from concurrent import futures
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from procserver.errors import ProcserverError
+from procserver.errors import ProcserverError, ServiceError
 from procserver.lifecycle.admission import Admission
 from procserver.lifecycle.arrival import may_wait
+from procserver.lifecycle.backlog import LastAccepts
 from procserver.lifecycle.candidate import Contract, Examination
 from procserver.lifecycle.cores import available_cores, core_set
-from procserver.lifecycle.http import honour_close
+from procserver.lifecycle.http import Wsgi, honour_close
 from procserver.lifecycle.line import Line
 from procserver.lifecycle.master import Master, Member, master
 from procserver.lifecycle.process import (
@@ -24,11 +25,13 @@ from procserver.lifecycle.process import (
     be_normal,
     die_with_parent,
     keep_memory,
+    reopen_logs,
 )
 from procserver.lifecycle.reports import Reporter
 from procserver.lifecycle.settings import FRONT_THREADS
 from procserver.lifecycle.sharing import Sharing, SharingWorker
 from procserver.observe import metrics
+from procserver.observe.accesslog import AccessLog, log_access
 from procserver.observe.reqlog import Logs
 from procserver.wire.auth import Authenticator
 
@@ -44,7 +47,7 @@ EXIT_RESTART_WORKER = 1
 LOG_SECONDS = 2.0
 
 
-class Worker(SharingWorker):
+class Worker(LastAccepts, SharingWorker):
     """gthread with a model replica, pinned to its cores."""
 
     member: Member
@@ -58,6 +61,7 @@ class Worker(SharingWorker):
     examination: Examination
     is_idle: bool = False
     logs: Logs | None = None
+    access_log: AccessLog | None = None
 
     def init_process(self) -> None:
         self.request_seconds = master().service.rpc.keepalive_ms / 1000
@@ -92,6 +96,30 @@ class Worker(SharingWorker):
     def is_canary(self) -> bool:
         """Whether this worker introduces a model version."""
         return bool(self.age == self.member.release.canary)
+
+    def _logged(self, app: Wsgi) -> Wsgi:
+        target = master().service.host.access_log
+        if target is None:
+            return app
+        try:
+            self.access_log = AccessLog(target)
+        except OSError as error:
+            raise ServiceError(f"procserver.access_log: {error}") from error
+        return log_access(app, self.access_log)
+
+    def handle_usr1(self, sig: int, frame: object) -> None:
+        if self.cfg.capture_output:
+            super().handle_usr1(sig, frame)
+        reopen_logs()
+        if self.access_log is not None:
+            self.access_log.reopen()
+
+    def is_leaving(self) -> bool:
+        """Whether the whole service is being stopped."""
+        return master().counts.draining
+
+    def _why_leaving(self) -> str | None:
+        return "the service is being stopped" if self.is_leaving() else None
 
     def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
         state = master()
@@ -165,8 +193,12 @@ class Worker(SharingWorker):
             self.logs = service.logs
             admission = self._admission(state)
             self._share_with_others(state, admission)
-            service = replace(service, admission=admission)
-            self.wsgi = honour_close(create_app(service))
+            service = replace(
+                service,
+                admission=admission,
+                readiness=(*service.readiness, self._why_leaving),
+            )
+            self.wsgi = honour_close(self._logged(create_app(service)), self.is_leaving)
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
             self._fail(str(error))

@@ -14,8 +14,8 @@ class Trace:
     """Filled while a request is answered; times in nanoseconds.
 
     ``started``: when the request arrived; ``queued``: how long it waited for a thread
-    and for its turn; ``begun``: when its first stage began; ``stages``: the time of
-    each of the five, 0 for one that was not reached. ``items`` were scored,
+    and then for its turn; ``begun``: when a pipeline had its body; ``stages``: the time
+    of each of the five, 0 for one that was not reached. ``items`` were scored,
     ``missing`` of them are not in the item cache.
     """
 
@@ -48,8 +48,16 @@ class Trace:
         self.debug_level = 0
         self.request_id = ""
 
+    def received(self) -> None:
+        """The body is there; the request waits for its turn."""
+        self._last = perf_counter_ns()
+
+    def taken_up(self) -> None:
+        """It is the request's turn."""
+        self.queued += perf_counter_ns() - self._last
+
     def begin(self) -> None:
-        """The body is there and its turn has come; the first stage begins."""
+        """The first stage begins."""
         self.begun = self._last = perf_counter_ns()
 
     def done(self, stage: int) -> None:
@@ -64,9 +72,9 @@ class Trace:
         return self.took
 
     def milliseconds(self) -> dict[str, float]:
-        """What the slow log shows; of the stages those that were reached."""
-        received = self.begun - self.started - self.queued
-        times = {"total": self.took, "queue": self.queued, "receive": received}
+        """What logs show: whole, receiving, queue, each stage that was reached."""
+        receive = max(0, self.begun - self.started - self.queued)
+        times = {"total": self.took, "receive": receive, "queue": self.queued}
         times |= {n: ns for n, ns in zip(STAGES, self.stages, strict=True) if ns}
         return {name: round(ns / 1e6, 3) for name, ns in times.items()}
 
