@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cython_ext.column import Kind
-from procserver.config.source import AVAILABLE, DATABASES
+from procserver.config.rules import AVAILABLE, DATABASES
 from procserver.errors import SourceError
 
 ENTRY_POINTS = "procserver.item_sources"
@@ -194,6 +194,14 @@ def _open(config: SourceConfig) -> ItemSource:
         from procserver.itemcache.sources.parquet import ParquetSource
 
         return ParquetSource(config)
+    if kind == "feast":
+        from procserver.itemcache.sources.feast import FeastSource
+
+        return FeastSource(config)
+    if kind == "featuredb":
+        from procserver.itemcache.sources.featuredb import FeatureDBSource
+
+        return FeatureDBSource(config)
     if kind in DATABASES:
         from procserver.itemcache.sources.postgres import PostgresSource
 
