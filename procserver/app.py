@@ -62,6 +62,23 @@ class Unlimited:
         return nullcontext()
 
 
+class Watch(Protocol):
+    """Who wants to know what is being computed."""
+
+    def computing(self, body: memoryview) -> AbstractContextManager[None]:
+        """The time in which a request is computed, known by its body.
+
+        :raises PoisonRequest: if workers have died over it
+        """
+
+
+class Unwatched:
+    """Nobody looks."""
+
+    def computing(self, body: memoryview) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 @dataclass(frozen=True)
 class Service:
     """What the app serves: one pipeline under one name."""
@@ -73,6 +90,7 @@ class Service:
     max_body_bytes: int
     decompressor: str | None = None
     admission: Admission = field(default_factory=Unlimited)
+    watch: Watch = field(default_factory=Unwatched)
     logs: Logs | None = None
     loaded_at: float = field(default_factory=time.time)
     capture: Capture | None = None
@@ -128,6 +146,7 @@ class Predict:
             service.admission.enter(),
             receive(source, limit, self._buffers) as received,
             service.admission.turn(source.deadline),
+            service.watch.computing(received),
         ):
             body = decompress(received, limit, service.decompressor)
             try:
@@ -319,7 +338,17 @@ class Ready:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.content_type = falcon.MEDIA_JSON
-        resp.media = {"ready": True}
+        resp.media = {"ready": True, **_crew()}
+
+
+def _crew() -> dict[str, object]:
+    """Whether fewer workers are ready than there should be: still able to serve."""
+    crew = metrics.crew()
+    if crew is None:
+        return {}
+    ready, wanted = crew
+    state = "degraded" if ready < wanted else "ready"
+    return {"state": state, "workers": {"ready": ready, "wanted": wanted}}
 
 
 def _render(

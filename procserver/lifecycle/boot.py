@@ -24,10 +24,11 @@ from procserver.lifecycle import crew, rundir
 from procserver.lifecycle.crew import child_exit, pre_fork
 from procserver.lifecycle.fetching import fetch_copies
 from procserver.lifecycle.master import Master, Release, master, set_master, started
-from procserver.lifecycle.process import Job
+from procserver.lifecycle.process import Job, allow_open_files, no_core_dumps
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reload import Reloads
 from procserver.lifecycle.settings import service_settings
+from procserver.lifecycle.stuck import end_stuck
 from procserver.model.package import ModelPackage, open_served
 from procserver.observe import metrics
 from procserver.shm import reclaim
@@ -40,12 +41,16 @@ EXIT_NOT_STARTED = 4
 # An exit status that no process has.
 NO_STATUS = -1
 TURN_S = 1.0
+# Files of a worker that are no connections: libraries, pipes, logs, shared memory.
+OWN_FILES = 64
 
 
 def on_starting(server: Any) -> None:
     """Gunicorn hook: in the master, before the sockets are opened."""
     _log_through(server.log)
+    no_core_dumps()
     _mind_signals(server)
+    _check_open_files(server)
     settings = service_settings()
     service = settings.service
     for remark in settings.remarks:
@@ -89,6 +94,20 @@ def on_starting(server: Any) -> None:
         raise
     _halt_once(server)
     _supervise_and_reload(server)
+
+
+def _check_open_files(server: Any) -> None:
+    """Each connection is an open file of the worker that has it."""
+    most = allow_open_files()
+    wanted = server.cfg.worker_connections + server.cfg.threads + OWN_FILES
+    if most < wanted:
+        server.log.warning(
+            "a process may have %d files open, a worker with %d connections needs %d; "
+            "raise the limit (ulimit -Hn) or set worker_connections",
+            most,
+            server.cfg.worker_connections,
+            wanted,
+        )
 
 
 class _StoppedEarly(SystemExit):
@@ -157,6 +176,7 @@ def _halt_once(server: Any) -> None:
     def reap_and_halt_once() -> None:
         state = master()
         while True:
+            crew.note_endings()
             try:
                 reap_workers()
             except HaltServer:
@@ -206,6 +226,8 @@ def supervise(server: Any) -> None:
     state = master()
     crew.note_reports()
     crew.hurry(server)
+    end_stuck(server)
+    metrics.WORKERS_WANTED.set(server.num_workers)
     if not state.has_been_ready and state.ready() >= server.num_workers:
         state.has_been_ready = True
         # SAFETY: no worker's exit status ends the service from now on.

@@ -21,7 +21,12 @@ from procserver.config import ServiceConfig, SourceConfig
 from procserver.errors import ProcserverError, SourceError
 from procserver.itemcache.commands import FIRST, keep_command, make_command
 from procserver.itemcache.control import ControlSegment
-from procserver.lifecycle.process import Closable, close_sockets, die_with_parent
+from procserver.lifecycle.process import (
+    Closable,
+    close_sockets,
+    die_with_parent,
+    rather_kill_me,
+)
 from procserver.lifecycle.reports import Message, Reporter, Reports
 from procserver.model.package import ModelPackage
 from procserver.observe import metrics
@@ -30,6 +35,8 @@ log = logging.getLogger("procserver.lifecycle")
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
+# Workers go first: a new one is ready in a moment, a generation is not.
+OOM_SCORE = 200
 
 
 class Refresher:
@@ -253,6 +260,7 @@ def _run_child(
     listeners: Sequence[Closable],
 ) -> None:
     die_with_parent(parent)
+    rather_kill_me(OOM_SCORE)
     metrics.join(metrics.REFRESHER)
     close_sockets(listeners)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import signal
 import sys
 import time
 from concurrent import futures
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from procserver.errors import ProcserverError
 from procserver.lifecycle.admission import Admission
+from procserver.lifecycle.breaker import FOLDER, Keeper
 from procserver.lifecycle.candidate import Contract, Examination
-from procserver.lifecycle.cores import available_cores, core_set
+from procserver.lifecycle.cores import allowance, core_set
 from procserver.lifecycle.http import HttpWorker, honour_close
 from procserver.lifecycle.master import Master, Member, master
 from procserver.lifecycle.process import (
@@ -22,9 +25,11 @@ from procserver.lifecycle.process import (
     be_normal,
     die_with_parent,
     keep_memory,
+    rather_kill_me,
 )
 from procserver.lifecycle.reports import Reporter
 from procserver.lifecycle.settings import FRONT_THREADS
+from procserver.lifecycle.watch import Watch
 from procserver.observe import metrics
 from procserver.observe.reqlog import Logs
 
@@ -38,6 +43,7 @@ EXIT_HALT_SERVICE = 3
 EXIT_RESTART_WORKER = 1
 # How long a worker that ends goes on writing the request log.
 LOG_SECONDS = 2.0
+OOM_SCORE = 300
 
 
 class Worker(HttpWorker):
@@ -76,6 +82,21 @@ class Worker(HttpWorker):
         given = master().service.model.inter_op_parallelism_threads
         # NOTE: torch takes this once in a process, before anything runs.
         torch.set_num_interop_threads(threads_of(given, len(self.cores)))
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        # NOTE: gunicorn's own handler waits for the main thread to run Python again.
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        self._write_stacks_to_log()
+
+    def handle_usr1(self, sig: int, frame: Any) -> None:
+        super().handle_usr1(sig, frame)
+        # The log's file is another one now.
+        self._write_stacks_to_log()
+
+    def _write_stacks_to_log(self) -> None:
+        """The stacks of all threads, when the process crashes or is aborted."""
+        faulthandler.enable(log_stream(self.log))
 
     def retire(self) -> None:
         """Answers what is under way, then ends; the master starts another worker."""
@@ -131,7 +152,15 @@ class Worker(HttpWorker):
                 examination=self.examination,
             )
             self.logs = service.logs
-            service = replace(service, admission=self._admission(state))
+            service = replace(
+                service,
+                admission=self._admission(state),
+                watch=Watch(
+                    state.desks,
+                    self.member.slot,
+                    Keeper(state.service.state_dir / FOLDER),
+                ),
+            )
             self.wsgi = honour_close(create_app(service))
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
@@ -148,6 +177,17 @@ class Worker(HttpWorker):
         sys.exit(EXIT_RESTART_WORKER if is_ready else EXIT_HALT_SERVICE)
 
 
+def log_stream(log: Any) -> IO[str]:
+    """Where gunicorn's error log goes, as a file."""
+    for handler in log.error_log.handlers:
+        stream = getattr(handler, "stream", None)
+        if stream is not None:
+            with suppress(OSError, ValueError, AttributeError):
+                stream.fileno()
+                return cast("IO[str]", stream)
+    return sys.stderr
+
+
 def threads_of(given: int | None, cores: int) -> int:
     """A number of threads that a service JSON asks for, within a worker's cores.
 
@@ -160,6 +200,7 @@ def post_fork(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, first of all."""
     member = worker.member
     die_with_parent(worker.ppid)
+    rather_kill_me(OOM_SCORE)
     keep_memory()
     worker.reporter = member.reports.in_child()
     metrics.join(metrics.worker_row(member.slot))
@@ -170,7 +211,8 @@ def post_fork(server: Any, worker: Worker) -> None:
     state.release = member.release
     host = state.service.host
     # NOTE: the stacks of all threads go to the log, then the process ends.
-    faulthandler.dump_traceback_later(host.boot_seconds, exit=True)
+    stream = log_stream(worker.log)
+    faulthandler.dump_traceback_later(host.boot_seconds, exit=True, file=stream)
     os.environ.update(state.service.envs.raw)
     worker.examination = Examination(
         strict=state.has_been_ready and worker.is_canary,
@@ -178,10 +220,12 @@ def post_fork(server: Any, worker: Worker) -> None:
         allow_nan=host.allow_nan,
     )
     worker.is_idle = member.gentle and be_idle()
-    worker.cores = available_cores()
+    allowed = allowance()
+    worker.cores = allowed.cores
     if host.pin_cores and host.device == ("cpu",):
         worker.cores = core_set(worker.cores, member.place, worker.workers)
-        os.sched_setaffinity(0, worker.cores)
+        if allowed.exclusive:
+            os.sched_setaffinity(0, worker.cores)
 
 
 def post_worker_init(worker: Worker) -> None:
@@ -189,6 +233,8 @@ def post_worker_init(worker: Worker) -> None:
     faulthandler.cancel_dump_traceback_later()
     if worker.is_idle:
         be_normal()
+    # From now on gunicorn counts how long the main loop is silent.
+    worker.notify()
     contract = worker.examination.contract
     worker.reporter.send(
         "ready",
