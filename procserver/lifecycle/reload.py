@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from procserver.errors import ConfigError, ServiceError
+from procserver.faults import hit
 from procserver.lifecycle import crew
 from procserver.lifecycle.fetching import fetch_copies
 from procserver.lifecycle.master import Member, Release, master
@@ -137,6 +138,7 @@ class Reloads:
     def _read(self, server: Any) -> None:
         attempt = self._running
         crew.keep_up(server)
+        hit("reload.check")
         settings = read_settings()
         for remark in settings.remarks:
             log.info("config: %s", remark)
@@ -187,6 +189,7 @@ class Reloads:
             if attempt.leaving.age in state.members:
                 return
             place = attempt.leaving.place
+        hit("reload.spawn")
         attempt.canary = crew.spawn(server, attempt.new, place=place, gentle=True)
         attempt.fresh.append(attempt.canary)
         attempt.step = self._watch
@@ -234,6 +237,7 @@ class Reloads:
         elif stale or len(members) < server.num_workers:
             takes_over = stale and not attempt.in_place
             place = stale[0].place if takes_over else None
+            hit("reload.spawn")
             member = crew.spawn(server, state.release, place=place, gentle=bool(stale))
             attempt.fresh.append(member)
         else:
