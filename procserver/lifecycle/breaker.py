@@ -3,10 +3,10 @@
 A client that retries a lost request at once sends a request that crashes the model to
 one worker after the other. The master judges by what a worker was computing when it
 died: its only request, or the one that did not end, is refused from then on for
-``REFUSED_SECONDS``. Of several requests nobody knows which one it was, and a worker
-that was killed from outside proves nothing: such requests are refused when it happens
-to them a second time. So at most two workers are lost, and a bystander's retry is
-computed.
+``REFUSED_SECONDS``. Of several requests nobody knows which one it was, and the memory
+that ran out was not one request's alone: such requests are refused when it happens to
+them a second time. So at most two workers are lost, and a bystander's retry is computed.
+A worker that was killed from outside says nothing about its requests.
 
 The bodies are in ``<state_dir>/poison``, the newest ``MOST_KEPT`` of them.
 """
@@ -45,12 +45,14 @@ class Breaker:
     jobs: list[Job] = field(default_factory=list)
 
     def note_death(self, computed: Sequence[Computed], *, crashed: bool) -> None:
-        """A worker died while it computed these.
+        """A worker died of itself, or of its memory, while it computed these.
 
-        :param crashed: by itself, and not killed from outside
+        :param crashed: nothing else than a request can have brought it about
         """
-        for request in computed:
-            self._blame(request.digest, 1 + (crashed and len(computed) == 1))
+        # Clients may well send the same thing at the same time.
+        digests = {request.digest for request in computed}
+        for digest in digests:
+            self._blame(digest, _PROVEN if crashed and len(digests) == 1 else 1)
 
     def note_stuck(self, request: Computed) -> None:
         """A worker had to be ended because of this one."""
@@ -116,16 +118,16 @@ def read_memory(pid: int, address: int, length: int) -> bytes | None:
 
 
 def save(folder: Path, why: str, digest: int, body: bytes) -> None:
-    """Keeps a request's body, once for each digest.
+    """Keeps a request's body, once for each digest; the oldest ones make room.
 
-    :raises ServiceError: never; a disk that refuses is only logged
+    A disk that refuses is only logged.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        kept = sorted(folder.glob("*.pb"), key=lambda path: path.stat().st_mtime_ns)
+        kept = sorted(folder.glob("*.pb"), key=_age)
         if any(f"{digest:016x}" in path.name for path in kept):
             return
-        for path in kept[: len(kept) - MOST_KEPT + 1]:
+        for path in kept[: max(0, len(kept) - MOST_KEPT + 1)]:
             path.unlink(missing_ok=True)
         name = file_name(f"{why}-{digest:016x}")
         write_whole(folder, name, body)
@@ -133,6 +135,10 @@ def save(folder: Path, why: str, digest: int, body: bytes) -> None:
         log.warning("the body of request %016x is not saved: %s", digest, error)
     else:
         log.error("the body of request %016x is saved as %s", digest, folder / name)
+
+
+def _age(path: Path) -> tuple[int, str]:
+    return path.stat().st_mtime_ns, path.name
 
 
 class Keeper:

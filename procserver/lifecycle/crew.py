@@ -103,8 +103,11 @@ def _count_death(member: Member, *, hung: bool) -> None:
     elif member.retired:
         cause = "memory"
     metrics.WORKER_DEATHS.add(1, cause)
-    if member.stuck is None and member.going is None and member.ready:
-        crashed = ending is not None and (ending.is_crash or ending.code is not None)
+    if member.going is not None:
+        return
+    # An exit out of the blue is the work of native code, like a crash.
+    crashed = cause == "signal" and ending is not None and ending.by_itself
+    if crashed or cause == "oom":
         state.breaker.note_death(state.desks.computed(member.slot), crashed=crashed)
 
 

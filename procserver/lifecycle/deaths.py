@@ -36,8 +36,9 @@ class Ending:
     signum: int | None = None
 
     @property
-    def is_crash(self) -> bool:
-        return self.signum in CRASHES
+    def by_itself(self) -> bool:
+        """Whether the process did it, and nobody from outside."""
+        return self.signum is None or self.signum in CRASHES
 
 
 def ending_of(pid: int) -> Ending | None:
