@@ -5,8 +5,8 @@ one worker after the other. The master judges by what a worker was computing whe
 died: its only request, or the one that did not end, is refused from then on for
 ``REFUSED_SECONDS``. Of several requests nobody knows which one it was, and the memory
 that ran out was not one request's alone: such requests are refused when it happens to
-them a second time. So at most two workers are lost, and a bystander's retry is computed.
-A worker that was killed from outside says nothing about its requests.
+them a second time. So at most two workers are lost, and a bystander's retry is
+computed. A worker that was killed from outside says nothing about its requests.
 
 The bodies are in ``<state_dir>/poison``, the newest ``MOST_KEPT`` of them.
 """

@@ -8,6 +8,7 @@ from typing import Any
 
 from procserver.lifecycle import crew, memory
 from procserver.lifecycle.master import Member, master
+from procserver.lifecycle.process import be_normal
 
 log = logging.getLogger("procserver.lifecycle")
 
@@ -16,6 +17,8 @@ LOOK_SECONDS = 1.0
 EXACT_SECONDS = 5.0
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 300.0
+# For so long the new worker is in nobody's way.
+GENTLE_SECONDS = 10.0
 # A worker that has served that long was worth its start.
 LONG_SERVICE = 600.0
 
@@ -108,6 +111,10 @@ class Retirements:
             self._end(time.monotonic() - old.forked)
         else:
             crew.keep_up(server, extra=new)
+            if new.gentle and time.monotonic() > new.forked + GENTLE_SECONDS:
+                # The old one goes on growing.
+                new.gentle = False
+                be_normal(new.pid)
 
     def _end(self, served: float) -> None:
         """A limit below what a worker needs at all must not keep us busy."""

@@ -149,7 +149,8 @@ class Leak(Good):
         self.kept = torch.jit.Attribute([], list[torch.Tensor])
 
     def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        self.kept.append(torch.ones(5 << 18))
+        # A tensor of constants alone would be made once for all requests.
+        self.kept.append(torch.ones(5 << 18) + data["price.values"].sum())
         return self.answer(data)
 
 

@@ -181,7 +181,7 @@ def loop(shared: Make) -> Service:
                 "keepalive": 2000,
                 # For a main loop: a busy machine must not be taken for a hang.
                 "enable_service_hang_detect": True,
-                "service_hang_detect_period": 12,
+                "service_hang_detect_period": 8,
             }
         },
         procserver={"request_kill_seconds": 3},
@@ -200,10 +200,11 @@ def test_f07_a_request_without_an_end_ends_its_worker_alone(loop: Service) -> No
         [victim] = re.findall(r"worker (\d+) has been computing", loop.text())
         wait_until(lambda: int(victim) not in loop.workers_now())
         loop.wait_workers()
+    # The other worker goes on; what waits in this one goes with it.
+    during = [op for op in load.history if op.began > began]
+    assert sum(op.answered for op in during) > 5
     failed = [op for op in load.history if not op.answered]
-    # Others of that worker went with it: what it computed, or what waited for it.
-    assert len(failed) <= 2, failed
-    assert all(began < op.ended and op.status in (0, 408) for op in failed), failed
+    assert all(op.ended > began and op.status in (0, 408) for op in failed), failed
     assert deaths(loop, "stuck") == 1
     assert "died before it was ready" not in loop.text()
     wait_until(lambda: "SIGABRT" in loop.text())
@@ -238,16 +239,14 @@ def test_f07_a_worker_whose_main_loop_hangs_is_replaced(loop: Service) -> None:
 
 
 def test_f08_a_model_that_hangs_ends_the_start(service: Make) -> None:
-    one = service(
-        "hang", procserver={"boot_seconds": 4}
-    )
+    one = service("hang", procserver={"boot_seconds": 4})
+    one.status = 3
     one.launch()
     assert one.process is not None
     assert one.process.wait(2 * DEADLINE) == 3, one.text()
     text = one.text()
     assert "Timeout (0:00:04)!" in text, "the watchdog"
-    assert "procserver/lifecycle/warmup" in text, "the stacks of all threads"
-    one.status = 3
+    assert "procserver/model/runner" in text, "the stacks of all threads"
 
 
 def test_f08_a_model_that_hangs_is_refused(service: Make) -> None:
@@ -334,11 +333,9 @@ def test_f10_workers_that_cannot_come_back_are_waited_for(service: Make) -> None
 
 def test_f11_a_worker_that_leaks_is_replaced_before_it_ends(service: Make) -> None:
     limit = 450 << 20
-    one = service(
-        "leak", workers=1, procserver={"max_rss_bytes": limit}
-    ).start()
+    one = service("leak", workers=1, procserver={"max_rss_bytes": limit}).start()
     first = one.ready_workers()
-    with one.load(2) as load:
+    with one.load(2, pause=0.2) as load:
         one.wait_log("over max_rss_bytes")
         wait_until(lambda: not set(first) & set(one.workers_now()), 2 * DEADLINE)
     assert all(op.answered for op in load.history), "no request was lost"

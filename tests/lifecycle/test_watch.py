@@ -45,8 +45,8 @@ def test_a_desk_is_free_again_whatever_happens() -> None:
     desks = Desks()
     watch = Watch(desks, 3)
     for _ in range(DESKS + 5):
-        with pytest.raises(ValueError), watch.computing(body()):
-            raise ValueError
+        with pytest.raises(KeyError), watch.computing(body()):
+            raise KeyError
     assert desks.computed(3) == []
 
 
