@@ -346,6 +346,24 @@ def test_f11_a_worker_that_leaks_is_replaced_before_it_ends(service: Make) -> No
     assert ready[1] < text.index(f"Worker exiting (pid: {first[0]})")
 
 
+def test_f11_in_place_no_more_workers_than_there_should_be(service: Make) -> None:
+    one = service(
+        "leak",
+        procserver={"max_rss_bytes": 450 << 20, "reload_mode": "in_place"},
+    ).start()
+    first = one.ready_workers()
+    most = 0
+    with one.load(2, pause=0.1, keepalive=False) as load:
+        deadline = time.monotonic() + 2 * DEADLINE
+        while len(one.ready_workers()) < 2 or not set(first) - set(one.workers_now()):
+            assert time.monotonic() < deadline
+            most = max(most, len(one.workers_now()))
+            time.sleep(0.02)
+    assert most <= 2
+    assert all(op.answered for op in load.history), "the other one answers"
+    wait_until(lambda: deaths(one, "memory") >= 1)
+
+
 def test_f27_without_memory_for_another_worker_a_reload_is_refused(
     service: Make,
 ) -> None:
