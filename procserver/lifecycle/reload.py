@@ -190,7 +190,10 @@ class Reloads:
                 return
             place = attempt.leaving.place
         hit("reload.spawn")
-        attempt.canary = crew.spawn(server, attempt.new, place=place, gentle=True)
+        # In place it is missed, and does not step back for others.
+        attempt.canary = crew.spawn(
+            server, attempt.new, place=place, gentle=not attempt.in_place
+        )
         attempt.fresh.append(attempt.canary)
         attempt.step = self._watch
 
@@ -235,10 +238,10 @@ class Reloads:
         if stale and len(members) > server.num_workers - attempt.in_place:
             crew.dismiss(server, _replaced(members, stale))
         elif stale or len(members) < server.num_workers:
-            takes_over = stale and not attempt.in_place
+            takes_over = bool(stale) and not attempt.in_place
             place = stale[0].place if takes_over else None
             hit("reload.spawn")
-            member = crew.spawn(server, state.release, place=place, gentle=bool(stale))
+            member = crew.spawn(server, state.release, place=place, gentle=takes_over)
             attempt.fresh.append(member)
         else:
             self._conclude(attempt, ROLLED_BACK if attempt.reason else DONE)
