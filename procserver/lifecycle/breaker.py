@@ -54,9 +54,9 @@ class Breaker:
         for digest in digests:
             self._blame(digest, _PROVEN if crashed and len(digests) == 1 else 1)
 
-    def note_stuck(self, request: Computed) -> None:
-        """A worker had to be ended because of this one."""
-        self._blame(request.digest, _PROVEN)
+    def note_stuck(self, suspects: Sequence[Computed]) -> None:
+        """A worker had to be ended because of one of these."""
+        self.note_death(suspects, crashed=True)
 
     def _blame(self, digest: int, guilt: int) -> None:
         now = time.monotonic_ns()

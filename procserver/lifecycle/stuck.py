@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ log = logging.getLogger("procserver.lifecycle")
 
 # How long writing the stacks may take.
 STACKS_SECONDS = 1.0
+# Requests that began so close to each other may wait for each other.
+TOGETHER_NS = 1_000_000_000
+# Bodies that are saved of them.
+MOST_SAVED = 4
 # A time of modification that no clock reaches (year 2242).
 NEVER = float(1 << 33)
 
@@ -37,15 +42,32 @@ def end_stuck(server: Any) -> None:
             if time.monotonic() > member.stuck + STACKS_SECONDS:
                 server.kill_worker(member.pid, signal.SIGKILL)
             continue
-        settings = member.release.settings
-        for request in state.desks.computed(member.slot) if member.ready else ():
-            if request.seconds() > settings.kill_seconds:
-                _end(server, member, request)
-                break
+        limit = member.release.settings.kill_seconds
+        suspects = _suspects(state.desks.computed(member.slot), limit)
+        if member.ready and suspects:
+            _end(server, member, suspects)
 
 
-def _end(server: Any, member: Member, request: Computed) -> None:
-    state = master()
+def _suspects(computed: Sequence[Computed], limit: float) -> list[Computed]:
+    """The request that is over the limit first; none if nobody is over it.
+
+    Requests of a worker take turns at the model, so others may be late only because
+    they wait for the one that does not end, and may have begun a moment before it.
+    """
+    oldest = min(computed, key=lambda request: request.since_ns, default=None)
+    if oldest is None or oldest.seconds() <= limit:
+        return []
+    others = [
+        request
+        for request in computed
+        if 0 <= request.since_ns - oldest.since_ns < TOGETHER_NS
+        and request is not oldest
+    ]
+    return [oldest, *others]
+
+
+def _end(server: Any, member: Member, suspects: Sequence[Computed]) -> None:
+    state, request = master(), suspects[0]
     member.stuck = time.monotonic()
     log.error(
         "worker %d has been computing request %016x for %.1f s and is ended",
@@ -55,9 +77,10 @@ def _end(server: Any, member: Member, request: Computed) -> None:
     )
     folder: Path = state.service.state_dir / FOLDER
     try:
-        state.breaker.keep_body(folder, member.pid, request, server.LISTENERS)
+        for suspect in suspects[:MOST_SAVED]:
+            state.breaker.keep_body(folder, member.pid, suspect, server.LISTENERS)
     finally:
-        state.breaker.note_stuck(request)
+        state.breaker.note_stuck(suspects)
         server.kill_worker(member.pid, signal.SIGABRT)
 
 

@@ -77,7 +77,8 @@ def poison(one: Service) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def good(shared: Make) -> Iterator[Service]:
-    one = shared("good", faults="").start()
+    rpc = {"worker_threads": 4, "keepalive": 60_000}
+    one = shared("good", faults="", metadata={"rpc": rpc}).start()
     yield one
     one.arm("")
 
@@ -96,9 +97,10 @@ def test_f01_only_what_it_computes_dies_with_a_worker(good: Service) -> None:
     failed = [op for op in load.history if not op.answered]
     assert all(op.status == 0 for op in failed), failed
     inside = [op for op in failed if op.began < killed]
-    assert 1 <= len(inside) <= (TURNS if SHARED_LINE else 11)
-    # A connection that was idle at that moment is found closed; nothing is lost.
-    assert all(op.began < killed + 5 for op in failed)
+    # Without the line that worker may have had all connections, or none.
+    assert len(inside) <= (TURNS if SHARED_LINE else 12)
+    # One that was idle at that moment is found closed; nothing is lost.
+    assert len({op.connection for op in failed}) == len(failed) <= 12
     assert deaths(good, "signal") == before + 1
     good.arm("")
     good.predict()
@@ -200,9 +202,10 @@ def test_f07_a_request_without_an_end_ends_its_worker_alone(loop: Service) -> No
         [victim] = re.findall(r"worker (\d+) has been computing", loop.text())
         wait_until(lambda: int(victim) not in loop.workers_now())
         loop.wait_workers()
-    # The other worker goes on; what waits in this one goes with it.
-    during = [op for op in load.history if op.began > began]
-    assert sum(op.answered for op in during) > 5
+        # The other worker goes on; what waits in this one goes with it.
+        wait_until(
+            lambda: sum(op.answered for op in load.history if op.began > began) > 5
+        )
     failed = [op for op in load.history if not op.answered]
     assert all(op.ended > began and op.status in (0, 408) for op in failed), failed
     assert deaths(loop, "stuck") == 1
@@ -210,21 +213,26 @@ def test_f07_a_request_without_an_end_ends_its_worker_alone(loop: Service) -> No
     wait_until(lambda: "SIGABRT" in loop.text())
     assert "Fatal Python error: Aborted" in loop.text()
     assert "procserver/model" in loop.text(), "the stacks of all threads"
-    wait_until(lambda: bool(poison(loop)))
-    [body] = poison(loop)
-    assert body.read_bytes() == TROUBLE
+    wait_until(lambda: TROUBLE in [path.read_bytes() for path in poison(loop)])
+    [body] = [path for path in poison(loop) if path.read_bytes() == TROUBLE]
     assert re.fullmatch(r"stuck-[0-9a-f]{16}_[0-9a-f]{16}\.pb", body.name)
     assert body.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_f07_what_did_not_end_is_not_tried_again(loop: Service) -> None:
+    answer = in_background(lambda: loop.predict(TROUBLE))()
+    if isinstance(answer, OSError):
+        # Other requests had waited for it: two times make the proof.
+        loop.wait_workers()
+        answer = loop.predict(TROUBLE)
+    assert deaths(loop, "stuck") <= 2
     workers = loop.workers_now()
     answer = loop.predict(TROUBLE)
     assert answer.status == 400
     assert answer.body.startswith(b"[poison_request]")
     assert loop.predict(BODY).status == 200
     assert loop.workers_now() == workers
-    assert loop.metric("procserver_poison_requests_total") == 1
+    assert loop.metric("procserver_poison_requests_total") >= 1
 
 
 def test_f07_a_worker_whose_main_loop_hangs_is_replaced(loop: Service) -> None:

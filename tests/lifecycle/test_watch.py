@@ -12,6 +12,7 @@ from cython_ext.xxh64 import xxh64
 from procserver.errors import PoisonRequest
 from procserver.lifecycle import breaker
 from procserver.lifecycle.breaker import MOST_KEPT, Breaker, read_memory, save
+from procserver.lifecycle.stuck import _suspects
 from procserver.lifecycle.watch import DESKS, MOST_REFUSED, Computed, Desks, Watch
 
 
@@ -121,12 +122,25 @@ def test_one_of_several_is_refused_the_second_time(crashed: bool) -> None:
     assert not desks.refuses(9)
 
 
+def test_who_is_suspected_of_being_stuck() -> None:
+    now, second = time.monotonic_ns(), 10**9
+
+    def began(seconds_ago: float, digest: int) -> Computed:
+        return Computed(4096, now - int(seconds_ago * second), digest, 0, 0)
+
+    late, waits, later = began(5.5, 1), began(5.2, 2), began(2, 3)
+    assert _suspects([], 5) == []
+    assert _suspects([later, late], 60) == []
+    assert _suspects([later, late], 5) == [late]
+    assert _suspects([waits, later, late], 5) == [late, waits]
+
+
 def test_suspicions_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "REFUSED_SECONDS", 0.0)
     desks = Desks()
     judge = Breaker(desks)
     judge.note_death([at_desk(7), at_desk(8)], crashed=True)
-    judge.note_stuck(at_desk(9))
+    judge.note_stuck([at_desk(9)])
     assert not desks.refuses(9)
     monkeypatch.setattr(breaker, "REFUSED_SECONDS", 60.0)
     judge.note_death([at_desk(7), at_desk(8)], crashed=True)
