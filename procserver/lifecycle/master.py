@@ -12,6 +12,7 @@ from procserver.lifecycle.candidate import Contract
 from procserver.lifecycle.deaths import Ending, OomKills
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reports import Reports
+from procserver.lifecycle.rundir import Lock
 from procserver.lifecycle.settings import Settings
 from procserver.lifecycle.watch import Desks
 from procserver.lifecycle.weights import Weights
@@ -83,6 +84,7 @@ class Master:
     """
 
     release: Release
+    lock: Lock
     refresher: Refresher | None = None
     control_name: str | None = None
     has_been_ready: bool = False

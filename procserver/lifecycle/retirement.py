@@ -34,16 +34,17 @@ class Retirements:
         self._pause = 0.0
         self._not_before = 0.0
 
-    def turn(self, server: Any) -> None:
+    def turn(self, server: Any, *, may_begin: bool) -> None:
         """One turn of the arbiter's loop in which no reload runs."""
         if self._old is not None:
             self._go_on(server, self._old)
         if self._old is None:
             crew.keep_up(server)
-            self._begin(server)
+            if may_begin:
+                self._begin(server)
 
     def give_up(self, server: Any) -> None:
-        """A reload replaces all workers anyway."""
+        """A reload replaces all workers anyway, and so does an end."""
         new = self._new
         self._old = self._new = None
         if new is not None and not new.ready and new.going is None:

@@ -19,6 +19,8 @@ EXIT_CONFIG = 2
 # Threads of a worker that are left for health checks and refusals.
 FRONT_THREADS = 2
 MOST_THREADS = 256
+# Time for a load balancer to see that readiness says 503 and to turn away.
+DRAIN_SECONDS = 5.0
 # Beyond it threads cost more than a larger pass gains.
 MOST_MERGED = 128
 # How long a worker may be silent.
@@ -30,9 +32,10 @@ class Settings:
     """The service and what gunicorn needs to know of it. Times in seconds.
 
     ``turns``: requests that one worker processes at once; ``threads``: those it
-    may hold, waiting ones included (each has a thread, which is made when needed).
-    ``kill_seconds``: for how long it may compute one; ``timeout``: for how long its
-    main loop may be silent.
+    may hold, waiting ones included (each has a thread, which is made when needed);
+    ``drain_seconds``: the part of ``graceful_timeout`` that lets clients turn away;
+    ``kill_seconds``: for how long a worker may compute one request; ``timeout``: for
+    how long its main loop may be silent.
     """
 
     service: ServiceConfig
@@ -41,6 +44,7 @@ class Settings:
     turns: int
     threads: int
     graceful_timeout: int
+    drain_seconds: float
     kill_seconds: float = HANG_SECONDS
     timeout: int = int(HANG_SECONDS)
 
@@ -87,6 +91,7 @@ def read_settings() -> Settings:
             + FRONT_THREADS,
         ),
         graceful_timeout=int(service.eas.termination_grace_period_s),
+        drain_seconds=_window(service),
         kill_seconds=max(
             service.host.request_kill_seconds or _silence(service),
             service.rpc.keepalive_ms / 1000,
@@ -100,6 +105,13 @@ def _silence(service: ServiceConfig) -> float:
     if service.rpc.enable_service_hang_detect:
         return service.rpc.service_hang_detect_period_s or HANG_SECONDS
     return HANG_SECONDS
+
+
+def _window(service: ServiceConfig) -> float:
+    given = service.host.drain_seconds
+    if given is None:
+        return min(DRAIN_SECONDS, service.eas.termination_grace_period_s / 2)
+    return given
 
 
 def _turns(service: ServiceConfig, workers: int) -> int:

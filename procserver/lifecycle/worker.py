@@ -13,12 +13,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
-from procserver.errors import ProcserverError
+from procserver.errors import ProcserverError, ServiceError
 from procserver.lifecycle.admission import Admission
+from procserver.lifecycle.backlog import LastAccepts
 from procserver.lifecycle.breaker import FOLDER, Keeper
 from procserver.lifecycle.candidate import Contract, Examination
 from procserver.lifecycle.cores import allowance, core_set
-from procserver.lifecycle.http import HttpWorker, honour_close
+from procserver.lifecycle.http import Wsgi, honour_close
 from procserver.lifecycle.master import Master, Member, master
 from procserver.lifecycle.process import (
     be_idle,
@@ -26,11 +27,13 @@ from procserver.lifecycle.process import (
     die_with_parent,
     keep_memory,
     rather_kill_me,
+    reopen_logs,
 )
 from procserver.lifecycle.reports import Reporter
 from procserver.lifecycle.settings import FRONT_THREADS
 from procserver.lifecycle.watch import Watch
 from procserver.observe import metrics
+from procserver.observe.accesslog import AccessLog, log_access
 from procserver.observe.reqlog import Logs
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ LOG_SECONDS = 2.0
 OOM_SCORE = 300
 
 
-class Worker(HttpWorker):
+class Worker(LastAccepts):
     """gthread with a model replica, pinned to its cores."""
 
     member: Member
@@ -58,6 +61,7 @@ class Worker(HttpWorker):
     examination: Examination
     is_idle: bool = False
     logs: Logs | None = None
+    access_log: AccessLog | None = None
 
     def init_process(self) -> None:
         self.request_seconds = master().service.rpc.keepalive_ms / 1000
@@ -89,11 +93,6 @@ class Worker(HttpWorker):
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
         self._write_stacks_to_log()
 
-    def handle_usr1(self, sig: int, frame: Any) -> None:
-        super().handle_usr1(sig, frame)
-        # The log's file is another one now.
-        self._write_stacks_to_log()
-
     def _write_stacks_to_log(self) -> None:
         """The stacks of all threads, when the process crashes or is aborted."""
         faulthandler.enable(log_stream(self.log))
@@ -107,6 +106,32 @@ class Worker(HttpWorker):
     def is_canary(self) -> bool:
         """Whether this worker introduces a model version."""
         return bool(self.age == self.member.release.canary)
+
+    def _logged(self, app: Wsgi) -> Wsgi:
+        target = master().service.host.access_log
+        if target is None:
+            return app
+        try:
+            self.access_log = AccessLog(target)
+        except OSError as error:
+            raise ServiceError(f"procserver.access_log: {error}") from error
+        return log_access(app, self.access_log)
+
+    def handle_usr1(self, sig: int, frame: object) -> None:
+        if self.cfg.capture_output:
+            super().handle_usr1(sig, frame)
+        reopen_logs()
+        if self.access_log is not None:
+            self.access_log.reopen()
+        # The log may have another stream now.
+        self._write_stacks_to_log()
+
+    def is_leaving(self) -> bool:
+        """Whether the whole service is being stopped."""
+        return master().counts.draining
+
+    def _why_leaving(self) -> str | None:
+        return "the service is being stopped" if self.is_leaving() else None
 
     def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
         state = master()
@@ -155,13 +180,14 @@ class Worker(HttpWorker):
             service = replace(
                 service,
                 admission=self._admission(state),
+                readiness=(*service.readiness, self._why_leaving),
                 watch=Watch(
                     state.desks,
                     self.member.slot,
                     Keeper(state.service.state_dir / FOLDER),
                 ),
             )
-            self.wsgi = honour_close(create_app(service))
+            self.wsgi = honour_close(self._logged(create_app(service)), self.is_leaving)
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
             self._fail(str(error))

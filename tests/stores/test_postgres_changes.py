@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import servers
-from conftest import changes_of, rows_of, until
 from item_sources import TableFor
+from source_steps import changes_of, rows_of, until
 
 from procserver.errors import SourceError
 from procserver.itemcache.sources import ItemSource
