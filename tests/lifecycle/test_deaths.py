@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import time
@@ -50,6 +51,7 @@ def test_how_a_child_ended_is_seen_before_it_is_reaped(
 ) -> None:
     pid = os.fork()
     if pid == 0:
+        faulthandler.disable()
         if not signum:
             os._exit(7)
         time.sleep(600)
