@@ -21,7 +21,7 @@ proc_name = _settings.service.name
 worker_connections = 4096
 keepalive = 120
 backlog = 2048
-timeout = 30
+timeout = _settings.timeout
 graceful_timeout = _settings.graceful_timeout
 
 # Two services of one user would take each other's socket.

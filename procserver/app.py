@@ -63,6 +63,23 @@ class Unlimited:
         return nullcontext()
 
 
+class Watch(Protocol):
+    """Who wants to know what is being computed."""
+
+    def computing(self, body: memoryview) -> AbstractContextManager[None]:
+        """The time in which a request is computed, known by its body.
+
+        :raises PoisonRequest: if workers have died over it
+        """
+
+
+class Unwatched:
+    """Nobody looks."""
+
+    def computing(self, body: memoryview) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 class Readiness(Protocol):
     """One reason why clients should go elsewhere, though requests are answered."""
 
@@ -84,6 +101,7 @@ class Service:
     max_body_bytes: int
     decompressor: str | None = None
     admission: Admission = field(default_factory=Unlimited)
+    watch: Watch = field(default_factory=Unwatched)
     logs: Logs | None = None
     loaded_at: float = field(default_factory=time.time)
     capture: Capture | None = None
@@ -150,7 +168,8 @@ class Predict:
             with service.admission.turn(source.deadline):
                 trace.taken_up()
                 metrics.QUEUE_SECONDS.observe_ns(trace.queued)
-                reply = self._answer(received, trace)
+                with service.watch.computing(received):
+                    reply = self._answer(received, trace)
         resp.data = reply.body
         resp.content_type = "application/octet-stream"
         resp.set_header("X-Model-Version", service.model_version)
@@ -361,9 +380,19 @@ class Ready:
 def _tell_readiness(resp: falcon.Response, service: Service) -> dict[str, object]:
     reason = service.why_not_ready()
     if reason is None:
-        return {"ready": True}
+        return {"ready": True, **_crew()}
     resp.status = falcon.HTTP_503
     return {"ready": False, "reason": reason}
+
+
+def _crew() -> dict[str, object]:
+    """Whether fewer workers are ready than there should be: still able to serve."""
+    crew = metrics.crew()
+    if crew is None:
+        return {}
+    ready, wanted = crew
+    state = "degraded" if ready < wanted else "ready"
+    return {"state": state, "workers": {"ready": ready, "wanted": wanted}}
 
 
 def _render(

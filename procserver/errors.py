@@ -17,7 +17,8 @@
         │   ├── Undecodable         400     undecodable
         │   ├── BadTensor           400     bad_tensor
         │   ├── BadFeature          400     bad_feature
-        │   └── DebugRefused        400     debug_refused
+        │   ├── DebugRefused        400     debug_refused
+        │   └── PoisonRequest       400     poison_request
         ├── Unauthorized            401     unauthorized
         ├── NotFound                404     not_found
         ├── OutOfTime               408     out_of_time
@@ -131,6 +132,12 @@ class DebugRefused(BadRequest):
     """A debug level that this service does not answer."""
 
     code = "debug_refused"
+
+
+class PoisonRequest(BadRequest):
+    """Workers have died over this very request a moment ago."""
+
+    code = "poison_request"
 
 
 class Unauthorized(RequestError):

@@ -27,11 +27,11 @@ from pathlib import Path
 import posix_ipc
 
 from cython_ext.shm import Mapping
+from procserver.cgroup import Groups
 from procserver.errors import SharedMemoryError
 from procserver.faults import hit
 
 SHM = Path("/dev/shm")
-CGROUP = Path("/sys/fs/cgroup")
 PREFIX = "procserver."
 ITEM_CACHE = "the item cache"
 FAMILY = b"PSRV"
@@ -146,9 +146,7 @@ def available_memory() -> int | None:
     None: the kernel does not say.
     """
     free = [
-        value
-        for value in (_machine_memory(), _container_memory(CGROUP))
-        if value is not None
+        value for value in (_machine_memory(), Groups().memory()) if value is not None
     ]
     return min(free, default=None)
 
@@ -160,18 +158,6 @@ def _machine_memory() -> int | None:
         return None
     found = re.search(r"^MemAvailable:\s+(\d+) kB$", text, re.MULTILINE)
     return int(found.group(1)) * 1024 if found else None
-
-
-def _container_memory(group: Path) -> int | None:
-    """What is left of a cgroup (v2) with a limit; file cache counts as free."""
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        stat = (group / "memory.stat").read_text()
-    except (OSError, ValueError):
-        return None
-    cache = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)
-    return limit - used + (int(cache.group(1)) if cache else 0)
 
 
 def attach(name: str, *, copy_on_write: bool = False) -> Mapping:

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from procserver.config.kinds import Boolean, Devices, Integer, Number, Text, Texts
+from procserver.config.kinds import (
+    Boolean,
+    Choice,
+    Devices,
+    Integer,
+    Number,
+    Text,
+    Texts,
+)
 from procserver.config.settings import setting
 
 
@@ -107,6 +115,31 @@ class HostConfig:
         "refused then.",
         default=600.0,
         unit="s",
+    )
+    request_kill_seconds: float | None = setting(
+        "request_kill_seconds",
+        Number(0.1, 86_400),
+        "Longest time for which a worker may compute one request. A worker that takes "
+        "longer is ended, with the stacks of its threads in the log and the request's "
+        "body in `poison` below the state folder. At least `metadata.rpc.keepalive` "
+        "counts, which only decides what the client is told.",
+        shown_default="the service_hang_detect_period, else 30",
+        unit="s",
+    )
+    max_rss_bytes: int | None = setting(
+        "max_rss_bytes",
+        Integer(1 << 20, 1 << 50),
+        "Memory that one worker may have for itself, shared weights and the item cache "
+        "left aside. One that has more is replaced, the new one ready first.",
+        unit="bytes",
+    )
+    reload_mode: str = setting(
+        "reload_mode",
+        Choice(("rolling", "in_place")),
+        "`rolling`: a new worker is ready before an old one ends, which takes memory "
+        "for one more. `in_place`: an old one ends first, and one is missing "
+        "meanwhile.",
+        default="rolling",
     )
     drain_seconds: float | None = setting(
         "drain_seconds",

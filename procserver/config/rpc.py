@@ -114,16 +114,18 @@ class RpcConfig:
     enable_service_hang_detect: bool = setting(
         "enable_service_hang_detect",
         Boolean(),
-        "Replace a worker that no longer answers.",
+        "Replace a worker that no longer answers; here that is always done, and "
+        "`true` has `service_hang_detect_period` count.",
         default=False,
-        pending=True,
     )
     service_hang_detect_period_s: float | None = setting(
         "service_hang_detect_period",
-        Number(low=0),
-        "How long a worker may be silent.",
+        Number(1, 86_400),
+        "How long a worker may be silent: in its main loop, which a change after the "
+        "start does not reach, and over one request, unless "
+        "`procserver.request_kill_seconds` says otherwise.",
+        shown_default="30",
         unit="s",
-        pending=True,
     )
 
 

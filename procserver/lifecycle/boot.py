@@ -28,10 +28,11 @@ from procserver.lifecycle.crew import child_exit, pre_fork
 from procserver.lifecycle.drain import Drain
 from procserver.lifecycle.fetching import fetch_copies
 from procserver.lifecycle.master import Master, Release, master, set_master, started
-from procserver.lifecycle.process import Job
+from procserver.lifecycle.process import Job, allow_open_files, no_core_dumps
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reload import Reloads
 from procserver.lifecycle.settings import EXIT_CONFIG, service_settings
+from procserver.lifecycle.stuck import end_stuck
 from procserver.model.package import ModelPackage, open_served
 from procserver.observe import metrics
 from procserver.shm import list_segments, reclaim, segment_name, this_process, unlink
@@ -44,12 +45,16 @@ EXIT_NOT_STARTED = 4
 # An exit status that no process has.
 NO_STATUS = -1
 TURN_S = 1.0
+# Files of a worker that are no connections: libraries, pipes, logs, shared memory.
+OWN_FILES = 64
 
 
 def on_starting(server: Any) -> None:
     """Gunicorn hook: in the master, before the sockets are opened."""
     _log_through(server.log)
+    no_core_dumps()
     _mind_signals(server)
+    _check_open_files(server)
     settings = service_settings()
     service = settings.service
     for remark in settings.remarks:
@@ -93,6 +98,20 @@ def on_starting(server: Any) -> None:
         raise SystemExit(EXIT_CONFIG if is_in_use else EXIT_NOT_STARTED) from error
     _halt_once(server)
     _supervise_and_reload(server)
+
+
+def _check_open_files(server: Any) -> None:
+    """Each connection is an open file of the worker that has it."""
+    most = allow_open_files()
+    wanted = server.cfg.worker_connections + server.cfg.threads + OWN_FILES
+    if most < wanted:
+        server.log.warning(
+            "a process may have %d files open, a worker with %d connections needs %d; "
+            "raise the limit (ulimit -Hn) or set worker_connections",
+            most,
+            server.cfg.worker_connections,
+            wanted,
+        )
 
 
 def _lock(server: Any, service: ServiceConfig) -> rundir.Lock:
@@ -180,6 +199,7 @@ def _halt_once(server: Any) -> None:
     def reap_and_halt_once() -> None:
         state = master()
         while True:
+            crew.note_endings()
             try:
                 reap_workers()
             except HaltServer:
@@ -229,6 +249,8 @@ def supervise(server: Any) -> None:
     state = master()
     crew.note_reports()
     crew.hurry(server)
+    end_stuck(server)
+    metrics.WORKERS_WANTED.set(server.num_workers)
     if not state.has_been_ready and state.ready() >= server.num_workers:
         state.has_been_ready = True
         # SAFETY: no worker's exit status ends the service from now on.

@@ -10,9 +10,11 @@ from typing import Any
 from gunicorn.errors import HaltServer
 
 from procserver.lifecycle.candidate import Contract
+from procserver.lifecycle.deaths import ending_of
 from procserver.lifecycle.master import Member, Release, master
 from procserver.lifecycle.process import be_normal
 from procserver.lifecycle.reports import Reports
+from procserver.lifecycle.stuck import mistrust_clock
 from procserver.lifecycle.weights import EVENT as WEIGHTS
 from procserver.observe import metrics
 
@@ -59,6 +61,8 @@ def pre_fork(server: Any, worker: Any) -> None:
     if not member.release.weights.settled:
         member.release.canary = member.age
     state.counts.open_slot(member.slot, member.release.number)
+    state.desks.open_slot(member.slot)
+    mistrust_clock(worker)
     state.members[member.age] = member
     metrics.WORKER_STARTS.add()
 
@@ -74,9 +78,7 @@ def child_exit(server: Any, worker: Any) -> None:
     member = state.members.pop(age)
     member.reports.close()
     state.counts.clear_slot(member.slot)
-    metrics.WORKER_DEATHS.add(
-        1, state.oom_kills.cause(was_ready=member.ready, said_so=member.said_so)
-    )
+    _count_death(member, hung=worker.aborted)
     first = not state.has_been_ready and age == state.release.canary
     if first and not state.weights.settled and not state.halting:
         raise HaltServer(
@@ -91,13 +93,50 @@ def child_exit(server: Any, worker: Any) -> None:
         )
 
 
-def keep_up(server: Any, *, but: Release | None = None) -> None:
-    """As many workers as there should be, workers of ``but`` left aside."""
+def _count_death(member: Member, *, hung: bool) -> None:
+    """Counts it, and notes what the worker was computing."""
+    state, ending = master(), member.ending
+    cause = state.oom_kills.cause(
+        ending, was_ready=member.ready, said_so=member.said_so
+    )
+    if member.stuck is not None or hung:
+        cause = "stuck"
+    elif member.retired:
+        cause = "memory"
+    metrics.WORKER_DEATHS.add(1, cause)
+    if member.going is not None:
+        return
+    # An exit out of the blue is the work of native code, like a crash.
+    crashed = cause == "signal" and ending is not None and ending.by_itself
+    if crashed or cause == "oom":
+        state.breaker.note_death(state.desks.computed(member.slot), crashed=crashed)
+
+
+def note_endings() -> None:
+    """Call before gunicorn reaps: the kernel's word on workers that have ended."""
+    for member in master().members.values():
+        if member.ending is None and member.pid:
+            member.ending = ending_of(member.pid)
+
+
+def keep_up(
+    server: Any,
+    *,
+    but: Release | None = None,
+    extra: Member | None = None,
+    missing: int = 0,
+) -> None:
+    """As many workers as there should be.
+
+    :param but: workers of that release are left aside
+    :param extra: a worker beyond the number
+    :param missing: how many fewer there should be for now
+    """
     state = master()
-    serving = [m for m in state.serving() if m.release is not but]
+    serving = [m for m in state.serving() if m.release is not but and m is not extra]
     while len(serving) > server.num_workers:
         dismiss(server, serving.pop(0))
-    for _ in range(server.num_workers - len(serving)):
+    for _ in range(server.num_workers - missing - len(serving)):
         if time.monotonic() < state.fork_at:
             return
         spawn(server, state.release)

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 
 from procserver.config import ServiceConfig
 from procserver.lifecycle.admission import SharedCounts
+from procserver.lifecycle.breaker import Breaker
 from procserver.lifecycle.candidate import Contract
-from procserver.lifecycle.deaths import OomKills
+from procserver.lifecycle.deaths import Ending, OomKills
 from procserver.lifecycle.line import Line
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reports import Reports
 from procserver.lifecycle.rundir import Lock
 from procserver.lifecycle.settings import Settings
+from procserver.lifecycle.watch import Desks
 from procserver.lifecycle.weights import Weights
 from procserver.model.package import ModelPackage
 
@@ -52,7 +54,10 @@ class Member:
     ``age`` is gunicorn's serial number of workers. A ``slot`` is no other worker's
     (rows of shared memory go by it); the ``place`` stands for cores and GPU, which
     a worker takes over from the one that it replaces. ``going``: told to end at that
-    time; ``said_so``: it ends of itself; ``failure``: why it could not start.
+    time; ``said_so``: it ends of itself; ``failure``: why it could not start;
+    ``ending``: what the kernel says about its end; ``stuck``: ended by us at that time
+    because it did not come to an end with a request; ``retired``: told to end because
+    of its memory.
     """
 
     age: int
@@ -66,6 +71,9 @@ class Member:
     said_so: bool = False
     going: float | None = None
     failure: str | None = None
+    ending: Ending | None = None
+    stuck: float | None = None
+    retired: bool = False
     forked: float = field(default_factory=time.monotonic)
 
 
@@ -92,10 +100,12 @@ class Master:
     fork_at: float = 0.0
     oom_kills: OomKills = field(default_factory=OomKills)
     counts: SharedCounts = field(default_factory=SharedCounts)
+    desks: Desks = field(default_factory=Desks)
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.releases.append(self.release)
+        self.breaker = Breaker(self.desks)
 
     @property
     def settings(self) -> Settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -51,6 +52,35 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
         # The largest value that glibc takes.
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+
+
+def no_core_dumps() -> None:
+    """This process and its children leave no core files.
+
+    SAFETY: a core holds the token, credentials of stores, and features of people.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def allow_open_files() -> int:
+    """Raises the limit on open files as far as it goes; returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # An unlimited hard limit may be above what the kernel takes.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft
+
+
+def rather_kill_me(more: int) -> None:
+    """When memory runs out, the kernel takes this process before its parent.
+
+    :param more: how much more likely, as ``oom_score_adj`` counts
+    """
+    file = Path("/proc/self/oom_score_adj")
+    with suppress(OSError, ValueError):
+        file.write_text(str(min(1000, int(file.read_text()) + more)))
 
 
 def be_idle() -> bool:
@@ -140,13 +170,17 @@ class Job:
         finally:
             os._exit(0)
 
+    def is_over(self) -> bool:
+        """Whether the child has ended, well or not."""
+        self._messages += self.reports.poll()
+        return self.reports.closed
+
     def is_done(self) -> bool:
         """Whether the child has ended.
 
         :raises ServiceError: with the child's message, or if it died without one
         """
-        self._messages += self.reports.poll()
-        if not self.reports.closed:
+        if not self.is_over():
             return False
         if not self._messages:
             raise ServiceError("a child of the master died without a word")

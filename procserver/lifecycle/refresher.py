@@ -25,6 +25,7 @@ from procserver.lifecycle.process import (
     Closable,
     close_sockets,
     die_with_parent,
+    rather_kill_me,
     reopen_logs,
 )
 from procserver.lifecycle.reports import Message, Reporter, Reports
@@ -35,6 +36,8 @@ log = logging.getLogger("procserver.lifecycle")
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
+# Workers go first: a new one is ready in a moment, a generation is not.
+OOM_SCORE = 200
 
 
 class Refresher:
@@ -263,6 +266,7 @@ def _run_child(
     listeners: Sequence[Closable],
 ) -> None:
     die_with_parent(parent)
+    rather_kill_me(OOM_SCORE)
     metrics.join(metrics.REFRESHER)
     close_sockets(listeners)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):

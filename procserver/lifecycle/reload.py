@@ -29,7 +29,9 @@ from procserver.faults import hit
 from procserver.lifecycle import crew
 from procserver.lifecycle.fetching import fetch_copies
 from procserver.lifecycle.master import Member, Release, master
+from procserver.lifecycle.memory import check_room_for
 from procserver.lifecycle.process import Job
+from procserver.lifecycle.retirement import Retirements
 from procserver.lifecycle.settings import Settings, read_settings
 from procserver.model.package import open_served
 from procserver.observe import metrics
@@ -50,8 +52,21 @@ class Attempt:
     job: Job | None = None
     canary: Member | None = None
     fresh: list[Member] = field(default_factory=list)
+    # In place: the worker that makes room for the canary.
+    leaving: Member | None = None
     reason: str = ""
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether old workers end before new ones start."""
+        release = self.new or self.old
+        return release.settings.service.host.reload_mode == "in_place"
+
+    @property
+    def missing(self) -> int:
+        """How many workers there are fewer until the canary is ready."""
+        return int(self.leaving is not None)
 
 
 class Reloads:
@@ -62,6 +77,7 @@ class Reloads:
         self._is_over = False
         self._numbers = 0
         self._attempt: Attempt | None = None
+        self._retirements = Retirements()
 
     @property
     def is_running(self) -> bool:
@@ -85,6 +101,7 @@ class Reloads:
     def give_up(self, server: Any, reason: str) -> None:
         """Ends the reload that is under way, if one is, and begins no other."""
         self._is_over = True
+        self._retirements.give_up(server)
         attempt = self._attempt
         if attempt is None:
             return
@@ -102,9 +119,10 @@ class Reloads:
         is_time = state.has_been_ready and not self._is_over
         if self._attempt is None and self._wanted and is_time:
             self._wanted = False
+            self._retirements.give_up(server)
             self._begin()
         if self._attempt is None:
-            crew.keep_up(server)
+            self._retirements.turn(server, may_begin=not self._is_over)
         step = None
         # A step that is over is followed by the next one at once.
         while self._attempt is not None and self._attempt.step != step:
@@ -174,15 +192,28 @@ class Reloads:
 
     def _prepare(self, server: Any) -> None:
         attempt, state = self._running, master()
-        crew.keep_up(server)
+        crew.keep_up(server, missing=attempt.missing)
         assert attempt.new is not None
         label = str(attempt.new.number)
         if state.refresher is not None and not state.refresher.has_prepared(label):
             return
         stale = [m for m in state.serving() if m.release is not attempt.new]
         place = stale[0].place if stale else None
+        if not attempt.in_place:
+            check_room_for(attempt.new)
+        elif attempt.leaving is None and stale:
+            attempt.leaving = stale[0]
+            crew.dismiss(server, stale[0])
+            return
+        elif attempt.leaving is not None:
+            if attempt.leaving.age in state.members:
+                return
+            place = attempt.leaving.place
         hit("reload.spawn")
-        attempt.canary = crew.spawn(server, attempt.new, place=place, gentle=True)
+        # In place it is missed, and does not step back for others.
+        attempt.canary = crew.spawn(
+            server, attempt.new, place=place, gentle=not attempt.in_place
+        )
         attempt.fresh.append(attempt.canary)
         attempt.step = self._watch
 
@@ -191,7 +222,7 @@ class Reloads:
         canary, new = attempt.canary, attempt.new
         assert canary is not None
         assert new is not None
-        crew.keep_up(server, but=new)
+        crew.keep_up(server, but=new, missing=attempt.missing)
         if canary.age not in state.members:
             self._refuse(attempt, _end_of(canary))
         elif canary.ready:
@@ -224,12 +255,13 @@ class Reloads:
         )
         if is_busy or time.monotonic() < state.fork_at:
             return
-        if stale and len(members) > server.num_workers:
+        if stale and len(members) > server.num_workers - attempt.in_place:
             crew.dismiss(server, _replaced(members, stale))
         elif stale or len(members) < server.num_workers:
-            place = stale[0].place if stale else None
+            takes_over = bool(stale) and not attempt.in_place
+            place = stale[0].place if takes_over else None
             hit("reload.spawn")
-            member = crew.spawn(server, state.release, place=place, gentle=bool(stale))
+            member = crew.spawn(server, state.release, place=place, gentle=takes_over)
             attempt.fresh.append(member)
         else:
             self._conclude(attempt, ROLLED_BACK if attempt.reason else DONE)
@@ -256,8 +288,9 @@ class Reloads:
     def _clear(self, server: Any) -> None:
         """Ends the canary; then nothing is left of a refused release."""
         attempt, state = self._running, master()
-        crew.keep_up(server, but=attempt.new)
         left = [m for m in state.members.values() if m.release is attempt.new]
+        if not (attempt.in_place and left):
+            crew.keep_up(server, but=attempt.new)
         for member in left:
             if member.going is None:
                 crew.dismiss(server, member)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from procserver import config
 from procserver.config import ServiceConfig
 from procserver.errors import ConfigError
-from procserver.lifecycle.cores import available_cores
+from procserver.lifecycle.cores import allowance
 
 DEFAULT_CONFIG = Path("conf/service.json")
 EXIT_CONFIG = 2
@@ -22,6 +23,8 @@ MOST_THREADS = 256
 DRAIN_SECONDS = 5.0
 # Beyond it threads cost more than a larger pass gains.
 MOST_MERGED = 128
+# How long a worker may be silent.
+HANG_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class Settings:
 
     ``turns``: requests that one worker processes at once; ``threads``: those it
     may hold, waiting ones included (each has a thread, which is made when needed);
-    ``drain_seconds``: the part of ``graceful_timeout`` that lets clients turn away.
+    ``drain_seconds``: the part of ``graceful_timeout`` that lets clients turn away;
+    ``kill_seconds``: for how long a worker may compute one request; ``timeout``: for
+    how long its main loop may be silent.
     """
 
     service: ServiceConfig
@@ -40,6 +45,8 @@ class Settings:
     threads: int
     graceful_timeout: int
     drain_seconds: float
+    kill_seconds: float = HANG_SECONDS
+    timeout: int = int(HANG_SECONDS)
 
 
 @cache
@@ -68,7 +75,7 @@ def read_settings() -> Settings:
     """
     loaded = config.load(config_path())
     service = loaded.service
-    workers = service.host.workers or len(available_cores())
+    workers = service.host.workers or len(allowance().cores)
     return Settings(
         service=service,
         remarks=(*loaded.warnings, *loaded.notices),
@@ -85,7 +92,19 @@ def read_settings() -> Settings:
         ),
         graceful_timeout=int(service.eas.termination_grace_period_s),
         drain_seconds=_window(service),
+        kill_seconds=max(
+            service.host.request_kill_seconds or _silence(service),
+            service.rpc.keepalive_ms / 1000,
+        ),
+        timeout=math.ceil(_silence(service)),
     )
+
+
+def _silence(service: ServiceConfig) -> float:
+    """How long a worker may be silent, as the vendor's keys say it."""
+    if service.rpc.enable_service_hang_detect:
+        return service.rpc.service_hang_detect_period_s or HANG_SECONDS
+    return HANG_SECONDS
 
 
 def _window(service: ServiceConfig) -> float:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import signal
 import sys
 import time
 from concurrent import futures
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from procserver.errors import ProcserverError, ServiceError
 from procserver.lifecycle.admission import Admission
 from procserver.lifecycle.arrival import may_wait
 from procserver.lifecycle.backlog import LastAccepts
+from procserver.lifecycle.breaker import FOLDER, Keeper
 from procserver.lifecycle.candidate import Contract, Examination
-from procserver.lifecycle.cores import available_cores, core_set
+from procserver.lifecycle.cores import allowance, core_set
 from procserver.lifecycle.http import Wsgi, honour_close
 from procserver.lifecycle.line import Line
 from procserver.lifecycle.master import Master, Member, master
@@ -25,11 +28,13 @@ from procserver.lifecycle.process import (
     be_normal,
     die_with_parent,
     keep_memory,
+    rather_kill_me,
     reopen_logs,
 )
 from procserver.lifecycle.reports import Reporter
 from procserver.lifecycle.settings import FRONT_THREADS
 from procserver.lifecycle.sharing import Sharing, SharingWorker
+from procserver.lifecycle.watch import Watch
 from procserver.observe import metrics
 from procserver.observe.accesslog import AccessLog, log_access
 from procserver.observe.reqlog import Logs
@@ -45,6 +50,7 @@ EXIT_HALT_SERVICE = 3
 EXIT_RESTART_WORKER = 1
 # How long a worker that ends goes on writing the request log.
 LOG_SECONDS = 2.0
+OOM_SCORE = 300
 
 
 class Worker(LastAccepts, SharingWorker):
@@ -87,6 +93,16 @@ class Worker(LastAccepts, SharingWorker):
         # NOTE: torch takes this once in a process, before anything runs.
         torch.set_num_interop_threads(threads_of(given, len(self.cores)))
 
+    def init_signals(self) -> None:
+        super().init_signals()
+        # NOTE: gunicorn's own handler waits for the main thread to run Python again.
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        self._write_stacks_to_log()
+
+    def _write_stacks_to_log(self) -> None:
+        """The stacks of all threads, when the process crashes or is aborted."""
+        faulthandler.enable(log_stream(self.log))
+
     def retire(self) -> None:
         """Answers what is under way, then ends; the master starts another worker."""
         self.log.error("worker %s gives way to a new one", self.pid)
@@ -113,6 +129,8 @@ class Worker(LastAccepts, SharingWorker):
         reopen_logs()
         if self.access_log is not None:
             self.access_log.reopen()
+        # The log may have another stream now.
+        self._write_stacks_to_log()
 
     def is_leaving(self) -> bool:
         """Whether the whole service is being stopped."""
@@ -197,6 +215,11 @@ class Worker(LastAccepts, SharingWorker):
                 service,
                 admission=admission,
                 readiness=(*service.readiness, self._why_leaving),
+                watch=Watch(
+                    state.desks,
+                    self.member.slot,
+                    Keeper(state.service.state_dir / FOLDER),
+                ),
             )
             self.wsgi = honour_close(self._logged(create_app(service)), self.is_leaving)
         except ProcserverError as error:
@@ -214,6 +237,17 @@ class Worker(LastAccepts, SharingWorker):
         sys.exit(EXIT_RESTART_WORKER if is_ready else EXIT_HALT_SERVICE)
 
 
+def log_stream(log: Any) -> IO[str]:
+    """Where gunicorn's error log goes, as a file."""
+    for handler in log.error_log.handlers:
+        stream = getattr(handler, "stream", None)
+        if stream is not None:
+            with suppress(OSError, ValueError, AttributeError):
+                stream.fileno()
+                return cast("IO[str]", stream)
+    return sys.stderr
+
+
 def threads_of(given: int | None, cores: int) -> int:
     """A number of threads that a service JSON asks for, within a worker's cores.
 
@@ -226,6 +260,7 @@ def post_fork(server: Any, worker: Worker) -> None:
     """Gunicorn hook: in the worker, first of all."""
     member = worker.member
     die_with_parent(worker.ppid)
+    rather_kill_me(OOM_SCORE)
     keep_memory()
     worker.reporter = member.reports.in_child()
     metrics.join(metrics.worker_row(member.slot))
@@ -237,7 +272,8 @@ def post_fork(server: Any, worker: Worker) -> None:
     worker.lines = _lines(state)
     host = state.service.host
     # NOTE: the stacks of all threads go to the log, then the process ends.
-    faulthandler.dump_traceback_later(host.boot_seconds, exit=True)
+    stream = log_stream(worker.log)
+    faulthandler.dump_traceback_later(host.boot_seconds, exit=True, file=stream)
     os.environ.update(state.service.envs.raw)
     worker.examination = Examination(
         strict=state.has_been_ready and worker.is_canary,
@@ -245,10 +281,12 @@ def post_fork(server: Any, worker: Worker) -> None:
         allow_nan=host.allow_nan,
     )
     worker.is_idle = member.gentle and be_idle()
-    worker.cores = available_cores()
+    allowed = allowance()
+    worker.cores = allowed.cores
     if host.pin_cores and host.device == ("cpu",):
         worker.cores = core_set(worker.cores, member.place, worker.workers)
-        os.sched_setaffinity(0, worker.cores)
+        if allowed.exclusive:
+            os.sched_setaffinity(0, worker.cores)
 
 
 def _lines(state: Master) -> list[Line]:
@@ -267,6 +305,8 @@ def post_worker_init(worker: Worker) -> None:
     faulthandler.cancel_dump_traceback_later()
     if worker.is_idle:
         be_normal()
+    # From now on gunicorn counts how long the main loop is silent.
+    worker.notify()
     contract = worker.examination.contract
     worker.reporter.send(
         "ready",

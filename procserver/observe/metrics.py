@@ -223,15 +223,25 @@ WORKER_STARTS = _declare(Counter("procserver_worker_starts_total", "Workers fork
 WORKER_DEATHS = _declare(
     Counter(
         "procserver_worker_deaths_total",
-        "Workers that ended, by cause; boot: before they were ready.",
+        "Workers that ended, by cause; boot: before they were ready; stuck: for a "
+        "request that did not end, or a main loop that hung; memory: over the limit.",
         label="cause",
-        values=("exit", "signal", "oom", "boot"),
+        values=("exit", "signal", "oom", "boot", "stuck", "memory"),
+    )
+)
+POISON_REQUESTS = _declare(
+    Counter(
+        "procserver_poison_requests_total",
+        "Requests refused because workers have died over them.",
     )
 )
 REFRESHER_STARTS = _declare(
     Counter("procserver_refresher_starts_total", "Starts of the refresher.")
 )
 WORKERS_READY = _declare(Gauge("procserver_workers_ready", "Workers that are ready."))
+WORKERS_WANTED = _declare(
+    Gauge("procserver_workers_wanted", "Workers that there should be.")
+)
 RELOADS = _declare(
     Counter(
         "procserver_reloads_total",
@@ -309,6 +319,16 @@ def reload_counts(block: Block) -> tuple[int, int]:
     """Reloads that the master of a service has begun, and ended."""
     ended = sum(RELOADS.read(block, MASTER, outcome) for outcome in RELOADS.values)
     return RELOAD_STARTS.read(block, MASTER, ""), ended
+
+
+def crew() -> tuple[int, int] | None:
+    """Workers that are ready and workers that there should be; None: no master."""
+    block = REGISTRY.block
+    if block is None or block.name is None:
+        return None
+    ready, _ = WORKERS_READY.read(block, MASTER, "")
+    wanted, _ = WORKERS_WANTED.read(block, MASTER, "")
+    return int(ready), int(wanted)
 
 
 def worker_row(slot: int) -> int:

@@ -1,10 +1,10 @@
-"""Small models: two that are good, five that do what models should not.
+"""Small models: two that are good, some that do what models should not.
 
 All take the same features and return ``score``, ``build`` (the build number that
 each item carries, as the model got it) and ``mark`` (which model it is), so that an
 answer tells what it was made of. Trouble starts where the request asks for it with
-the user feature ``trouble``; ``nan`` and ``leak`` need no asking. ``python
-fault_models.py FOLDER`` writes them.
+the user feature ``trouble`` (over 100, which no warm-up is); ``nan`` and ``leak`` need
+no asking. ``python fault_models.py FOLDER`` writes them.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ class Loop(Good):
 
     def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         trouble = data["trouble.values"]
-        while bool((trouble > 0).any()):
-            trouble = trouble + 0
+        while bool((trouble > 100).any()):
+            trouble = trouble + 1
+        data["price.values"] = data["price.values"] + trouble
         return self.answer(data)
 
 
@@ -91,20 +92,44 @@ class Hang(Good):
         price = data["price.values"]
         while bool((price == price).all()):
             price = price + 0
+        # A loop whose result nobody uses is not computed.
+        data["price.values"] = price
         return self.answer(data)
+
+
+def beyond(values: torch.Tensor) -> torch.Tensor:
+    """Reads far beyond its input: a segmentation fault."""
+    lengths = torch.full([1], 1 << 40)
+    return torch.segment_reduce(values, "sum", lengths=lengths, axis=0, unsafe=True)
 
 
 class Crash(Good):
     """Takes its process down with a request that has trouble."""
 
     def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if bool((data["trouble.values"] > 0).any()):
-            # Reads far beyond its input: a segmentation fault.
-            lengths = torch.full([1], 1 << 40)
-            torch.segment_reduce(
-                data["price.values"], "sum", lengths=lengths, axis=0, unsafe=True
-            )
-        return self.answer(data)
+        found = self.answer(data)
+        if bool((data["trouble.values"] > 100).any()):
+            # What nobody uses is not computed.
+            found["score"] = found["score"] + beyond(data["price.values"]).sum()
+        return found
+
+
+class Fatal(Good):
+    """Takes its process down with any request."""
+
+    def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = self.answer(data)
+        found["score"] = found["score"] + beyond(data["price.values"]).sum()
+        return found
+
+
+class Renamed(Good):
+    """Calls its score something else."""
+
+    def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = self.answer(data)
+        found["other"] = found.pop("score")
+        return found
 
 
 class Nan(Good):
@@ -124,7 +149,8 @@ class Leak(Good):
         self.kept = torch.jit.Attribute([], list[torch.Tensor])
 
     def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        self.kept.append(torch.ones(5 << 18))
+        # A tensor of constants alone would be made once for all requests.
+        self.kept.append(torch.ones(5 << 18) + data["price.values"].sum())
         return self.answer(data)
 
 
@@ -134,6 +160,8 @@ MODELS = {
     "loop": Loop,
     "hang": Hang,
     "crash": Crash,
+    "fatal": Fatal,
+    "renamed": Renamed,
     "nan": Nan,
     "leak": Leak,
 }

@@ -48,6 +48,10 @@ class Traffic:
     _path: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        # Tests change the service JSON while they ask.
+        self._path = f"/api/predict/{self.server.name}"
+
     def __enter__(self) -> Traffic:
         # Read once: a test may break the service JSON while clients go on.
         self._path = f"/api/predict/{self.server.name}"
