@@ -47,6 +47,10 @@ class Traffic:
     _numbers: list[int] = field(default_factory=lambda: [0])
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        # Tests change the service JSON while they ask.
+        self._path = f"/api/predict/{self.server.name}"
+
     def __enter__(self) -> Traffic:
         for number in range(self.clients):
             client = threading.Thread(target=self._ask, args=(number,))
@@ -96,10 +100,9 @@ class Traffic:
     def _once(
         self, number: int, connection: http.client.HTTPConnection, due: float
     ) -> Operation:
-        path = f"/api/predict/{self.server.name}"
         began = time.monotonic()
         try:
-            answer = exchange(connection, "POST", path, self.body, self.headers)
+            answer = exchange(connection, "POST", self._path, self.body, self.headers)
         except (OSError, http.client.HTTPException) as error:
             ended = time.monotonic()
             return Operation(number, began, ended, 0, due=due, error=repr(error))
