@@ -45,6 +45,7 @@ class Traffic:
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
     _numbers: list[int] = field(default_factory=lambda: [0])
+    _path: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -52,6 +53,8 @@ class Traffic:
         self._path = f"/api/predict/{self.server.name}"
 
     def __enter__(self) -> Traffic:
+        # Read once: a test may break the service JSON while clients go on.
+        self._path = f"/api/predict/{self.server.name}"
         for number in range(self.clients):
             client = threading.Thread(target=self._ask, args=(number,))
             client.start()
