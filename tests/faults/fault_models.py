@@ -1,4 +1,4 @@
-"""Small models: two that are good, five that do what models should not.
+"""Small models: two that are good, some that do what models should not.
 
 All take the same features and return ``score``, ``build`` (the build number that
 each item carries, as the model got it) and ``mark`` (which model it is), so that an
@@ -80,7 +80,8 @@ class Loop(Good):
     def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         trouble = data["trouble.values"]
         while bool((trouble > 0).any()):
-            trouble = trouble + 0
+            trouble = trouble + 1
+        data["price.values"] = data["price.values"] + trouble
         return self.answer(data)
 
 
@@ -91,20 +92,44 @@ class Hang(Good):
         price = data["price.values"]
         while bool((price == price).all()):
             price = price + 0
+        # A loop whose result nobody uses is not computed.
+        data["price.values"] = price
         return self.answer(data)
+
+
+def beyond(values: torch.Tensor) -> torch.Tensor:
+    """Reads far beyond its input: a segmentation fault."""
+    lengths = torch.full([1], 1 << 40)
+    return torch.segment_reduce(values, "sum", lengths=lengths, axis=0, unsafe=True)
 
 
 class Crash(Good):
     """Takes its process down with a request that has trouble."""
 
     def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = self.answer(data)
         if bool((data["trouble.values"] > 0).any()):
-            # Reads far beyond its input: a segmentation fault.
-            lengths = torch.full([1], 1 << 40)
-            torch.segment_reduce(
-                data["price.values"], "sum", lengths=lengths, axis=0, unsafe=True
-            )
-        return self.answer(data)
+            # What nobody uses is not computed.
+            found["score"] = found["score"] + beyond(data["price.values"]).sum()
+        return found
+
+
+class Fatal(Good):
+    """Takes its process down with any request."""
+
+    def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = self.answer(data)
+        found["score"] = found["score"] + beyond(data["price.values"]).sum()
+        return found
+
+
+class Renamed(Good):
+    """Calls its score something else."""
+
+    def forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = self.answer(data)
+        found["other"] = found.pop("score")
+        return found
 
 
 class Nan(Good):
@@ -134,6 +159,8 @@ MODELS = {
     "loop": Loop,
     "hang": Hang,
     "crash": Crash,
+    "fatal": Fatal,
+    "renamed": Renamed,
     "nan": Nan,
     "leak": Leak,
 }

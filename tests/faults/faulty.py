@@ -38,6 +38,8 @@ CANARIES = {
     "env": "canary-env-77ab20",
 }
 AUTH = {"Authorization": CANARIES["token"]}
+# What an armed fault point raises may be in the log.
+INJECTED = "InjectedFault"
 MARKER = "PROCSERVER_TEST_SERVICE"
 
 
@@ -74,6 +76,12 @@ def made_of(body: bytes) -> tuple[frozenset[float], frozenset[float]]:
         frozenset(outputs["build"].float_val),
         frozenset(outputs["mark"].float_val),
     )
+
+
+def tracebacks(text: str) -> list[str]:
+    """The last line of every traceback in a log."""
+    block = r"Traceback \(most recent call last\).*\n(?:[ \t].*\n|\n)*(.*)"
+    return re.findall(block, text)
 
 
 def write_items(path: Path, build: int) -> None:
@@ -122,6 +130,11 @@ class Service(LiveServer):
     status: int = 0
     captured: bytearray = field(default_factory=bytearray)
     lines: str = ""
+
+    @property
+    def name(self) -> str:
+        # The service JSON may be broken by now.
+        return self.env[MARKER]
 
     @property
     def folder(self) -> Path:
@@ -323,8 +336,8 @@ class Service(LiveServer):
     def check_quiet(self) -> None:
         """No secret was let out, and no traceback that nobody expects."""
         text = self.lines + self.text()
-        if not self.tracebacks:
-            assert "Traceback (most" not in text, text
+        strange = [end for end in tracebacks(text) if INJECTED not in end]
+        assert self.tracebacks or not strange, text
         for place, content in self.everything().items():
             for name, canary in CANARIES.items():
                 assert canary.encode() not in content, f"{name} in {place}"
