@@ -240,8 +240,8 @@ class Service(LiveServer):
         wait_until(lambda: self.generation() > before)
 
     def generation(self) -> int:
-        """The newest generation, by the metrics."""
-        return int(self.metric("procserver_cache_generation"))
+        """The generation that requests see."""
+        return int(self.predict().headers["x-cache-generation"])
 
     # Talking to it.
 
