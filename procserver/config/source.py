@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from procserver.config.kinds import (
     Boolean,
     Choice,
+    ColumnTypes,
     Integer,
     Names,
+    Number,
     Raw,
     SecretText,
     Text,
@@ -20,9 +23,11 @@ from procserver.config.secret import Secret, Url
 from procserver.config.settings import read_section, setting
 
 #: Remote types whose items this version can load.
-AVAILABLE = ("parquet",)
+AVAILABLE = ("parquet", "hologres", "postgres", "postgresql", "redis")
+#: Those that speak PostgreSQL's protocol.
+DATABASES = ("hologres", "postgres", "postgresql")
 #: Remote types that are read and typed, for which there is no adapter yet.
-AWAITED = ("hologres", "redis", "feast", "featuredb", "featurestore")
+AWAITED = ("feast", "featuredb", "featurestore")
 ENTRY_POINTS = "procserver.item_sources"
 
 
@@ -40,7 +45,9 @@ class TableConfig:
     name: str | None = setting(
         "name",
         Text(),
-        "Table name; for Parquet a path below `url`, absent where `url` is the table.",
+        "Table name. Parquet: a path below `url`, absent where `url` is the table. "
+        "Hologres: with its schema, such as `public.items`. Redis: pattern of the "
+        "hashes' keys with one `*`, which is the item id, such as `item:*`.",
     )
     key: str = setting("key", Text(), "Column of the item id.", required=True)
     value: tuple[str, ...] | None = setting(
@@ -53,10 +60,59 @@ class TableConfig:
         "condition", Text(), "SQL condition that selects items (hologres)."
     )
     timekey: str | None = setting(
-        "timekey", Text(), "Column of the time of change, for incremental loads."
+        "timekey",
+        Text(),
+        "Column of the time of change, a timestamp or integer, for incremental loads "
+        "(hologres).",
+    )
+    overlap: float | None = setting(
+        "overlap",
+        Number(0, 1e18),
+        "How far behind the newest `timekey` an incremental load begins, for rows "
+        "committed late: seconds, or the column's own unit where its integers are no "
+        "time since 1970.",
+        shown_default="60 s; 0 for such integers",
     )
     static: bool = setting(
-        "static", Boolean(), "Load once, leave out of periodic loads.", default=False
+        "static",
+        Boolean(),
+        "Load once, leave out of periodic loads (hologres).",
+        default=False,
+    )
+    types: tuple[tuple[str, str], ...] | None = setting(
+        "types",
+        ColumnTypes(),
+        "Types of the fields of Redis hashes, which are texts, by name: `int32`, "
+        "`int64`, `float32`, `float64`, `string`, or `list<T>`, `list<list<T>>` and "
+        "`map<K,V>` of these.",
+        shown_default="from a sample",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """A Redis Stream of changes, which goes with any source that has a snapshot."""
+
+    SECTION: ClassVar[str] = "model_config.stream"
+
+    key: str | None = setting("key", Text(), "Redis key of the stream.")
+    url: Url | None = setting(
+        "url",
+        UrlText(),
+        "`redis://`, `rediss://` or `unix://` URL of the server.",
+        shown_default="`model_config.url` where that is Redis",
+    )
+    id: str | None = setting(
+        "id",
+        Text(),
+        "Field of an entry that has the item id.",
+        shown_default="name of the items' key column",
+    )
+    timekey: str | None = setting(
+        "timekey",
+        Text(),
+        "Field of an entry that has the time of the event, a number since 1970.",
+        shown_default="time at which Redis took the entry",
     )
 
 
@@ -68,16 +124,18 @@ class SourceConfig:
 
     remote_type: str = setting(
         "remote_type",
-        Choice(("parquet", *AWAITED, "none"), more=plugged_types),
-        "`parquet`: files, local or in an object store. `hologres`: any "
-        "PostgreSQL. `none`: features come in each request's `item_features`.",
+        Choice((*AVAILABLE, *AWAITED, "none"), more=plugged_types),
+        "`parquet`: files, local or in an object store. `hologres`: any PostgreSQL, "
+        "as are `postgres` and `postgresql`. `redis`: hashes. `none`: features come "
+        "in each request's `item_features`.",
         shown_default="no source",
     )
     url: Url | None = setting(
         "url",
         UrlText(),
         "Parquet: folder, file, glob or fsspec URL, relative to the JSON file. "
-        "Others: how to connect.",
+        "Hologres: a libpq URL. Redis: `redis://`, `rediss://` or `unix://`. Others: "
+        "how to connect.",
     )
     tables: tuple[TableConfig, ...] = setting(
         "tables",
@@ -93,6 +151,20 @@ class SourceConfig:
         shown_default="never",
         pending=True,
     )
+    statement_timeout: float = setting(
+        "statement_timeout",
+        Number(1, 86_400),
+        "Longest time for one statement at the database (hologres).",
+        default=1800.0,
+        unit="s",
+    )
+    listen: str | None = setting(
+        "listen",
+        Text(),
+        "NOTIFY channel whose messages make the tables with a `timekey` be read at "
+        "once (PostgreSQL).",
+    )
+    stream: StreamConfig | None = None
     fs_project: str | None = setting("fs_project", Text(), "FeatureStore project.")
     fs_model: str | None = setting(
         "fs_model", Text(), "FeatureStore model feature: the columns to load."
@@ -132,6 +204,21 @@ class SourceConfig:
         return self.remote_type in AVAILABLE or self.remote_type in plugged_types()
 
 
+def missing_store_drivers(source: SourceConfig) -> list[str]:
+    """What to install for the source's databases; empty where nothing is missing."""
+    wanted: list[tuple[str, tuple[str, ...]]] = []
+    if source.remote_type in DATABASES:
+        wanted.append(("postgres", ("psycopg", "adbc_driver_postgresql")))
+    if source.remote_type == "redis" or source.stream is not None:
+        wanted.append(("redis", ("redis",)))
+    return [
+        f"model_config: the driver for {extra} is missing: "
+        f"pip install 'procserver[{extra}]'"
+        for extra, modules in wanted
+        if not all(find_spec(module) for module in modules)
+    ]
+
+
 def read_source(
     tree: Mapping[str, Any], problems: list[str], warnings: list[str]
 ) -> dict[str, Any] | None:
@@ -139,6 +226,7 @@ def read_source(
     before = len(problems)
     values = read_section(SourceConfig, tree, problems)
     values["tables"] = _read_tables(values["tables"], problems)
+    values["stream"] = _read_stream(tree, values, problems)
     feature_store = [
         f"model_config.fs_{key}"
         for key in ("project", "model", "entity")
@@ -183,6 +271,25 @@ def _read_tables(raw: Any, problems: list[str]) -> tuple[TableConfig, ...]:
     return tuple(tables)
 
 
+def _read_stream(
+    tree: Mapping[str, Any], values: dict[str, Any], problems: list[str]
+) -> StreamConfig | None:
+    before = len(problems)
+    given = read_section(StreamConfig, tree, problems)
+    if len(problems) > before or not any(given.values()):
+        return None
+    path = "model_config.stream"
+    if values["remote_type"] in (None, "none"):
+        problems.append(f"{path}: needs a source of all items, see remote_type")
+    if given["key"] is None:
+        problems.append(f"{path}.key: missing; Redis key of the stream")
+    if given["url"] is None:
+        if values["remote_type"] != "redis":
+            problems.append(f"{path}.url: missing; the URL of the Redis server")
+        given["url"] = values["url"]
+    return StreamConfig(**given)
+
+
 def _check(
     values: dict[str, Any],
     feature_store: list[str],
@@ -196,19 +303,24 @@ def _check(
     tables: tuple[TableConfig, ...] = values["tables"]
     if kind == "none" and tables:
         problems.append(f'{path}: "none" contradicts model_config.tables')
-    if kind in ("parquet", "hologres") and values["url"] is None:
+    if kind in AVAILABLE and values["url"] is None:
         problems.append(f"model_config.url: missing; {path} {kind} needs it")
-    if kind in ("parquet", "hologres") and not tables and whole:
+    if kind in AVAILABLE and not tables and whole:
         problems.append(
             "model_config.tables: missing; at least the item id's column is needed, "
             'such as {"key": "item_id"}'
         )
-    if kind == "hologres":
+    if kind in (*DATABASES, "redis"):
         problems.extend(
             f"model_config.tables: the table with key {table.key!r} has no name"
             for table in tables
             if table.name is None
         )
+        _warn_of_feature_store(kind, feature_store, warnings)
+    if kind == "redis":
+        _check_redis(tables, problems)
+    if kind in AVAILABLE:
+        _warn_of_idle(kind, values, warnings)
     if kind == "parquet":
         _check_parquet(tables, feature_store, problems, warnings)
     if kind == "featurestore":
@@ -235,11 +347,50 @@ def _check_parquet(
         problems.append(
             "model_config.tables: condition is SQL, which Parquet files do not take"
         )
+    _warn_of_feature_store("parquet", feature_store, warnings)
+
+
+def _warn_of_feature_store(
+    kind: str, feature_store: list[str], warnings: list[str]
+) -> None:
     if feature_store:
-        warnings.append(f"{', '.join(feature_store)}: not used, remote_type is parquet")
-    for key in ("timekey", "static"):
-        if any(getattr(table, key) for table in tables):
-            warnings.append(
-                f"model_config.tables: {key} has no effect on Parquet in this "
-                "version: every load takes all rows"
+        warnings.append(f"{', '.join(feature_store)}: not used, remote_type is {kind}")
+
+
+def _check_redis(tables: tuple[TableConfig, ...], problems: list[str]) -> None:
+    for table in tables:
+        if table.condition:
+            problems.append(
+                "model_config.tables: condition is SQL, which Redis does not take"
             )
+        if table.name is not None and table.name.count("*") != 1:
+            problems.append(
+                f"model_config.tables: name {table.name!r} is to have one *, which "
+                "stands for the item id"
+            )
+
+
+def _warn_of_idle(kind: str, values: dict[str, Any], warnings: list[str]) -> None:
+    """Keys that this kind of source does not use."""
+    tables: tuple[TableConfig, ...] = values["tables"]
+    database = kind in DATABASES
+    name = "Parquet" if kind == "parquet" else kind
+    idle = {
+        "timekey": not database,
+        "static": not database,
+        "overlap": not database,
+        "types": kind != "redis",
+    }
+    for key, unused in idle.items():
+        if unused and any(getattr(table, key) for table in tables):
+            detail = (
+                ": every load takes all rows" if key in ("timekey", "static") else ""
+            )
+            warnings.append(
+                f"model_config.tables: {key} has no effect on {name}{detail}"
+            )
+    if values["listen"] and not (database and any(t.timekey for t in tables)):
+        warnings.append(
+            "model_config.listen: has no effect without a table with a timekey in a "
+            "PostgreSQL"
+        )
