@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -326,8 +327,10 @@ class Service(LiveServer):
         found = {"log": (self.lines + self.text()).encode()}
         found["answers"] = bytes(self.captured)
         for path in (self.folder / "state").rglob("*"):
-            if path.is_file():
-                found[str(path.relative_to(self.folder))] = path.read_bytes()
+            # Sockets are no files; others may go while we look.
+            with suppress(OSError):
+                if path.is_file():
+                    found[str(path.relative_to(self.folder))] = path.read_bytes()
         for pid in carriers(self.name):
             try:
                 found[f"cmdline {pid}"] = Path(f"/proc/{pid}/cmdline").read_bytes()

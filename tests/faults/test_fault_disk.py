@@ -11,7 +11,7 @@ import pytest
 from faulty import BODY, Service, request, wait_until
 
 Make = Callable[..., Service]
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 @pytest.fixture(scope="module")

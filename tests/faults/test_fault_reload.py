@@ -91,8 +91,8 @@ def test_f16_good_reloads_lose_nothing(served: Served) -> None:
     masks = {frozenset(os.sched_getaffinity(pid)) for pid in one.workers_now()}
     if len(os.sched_getaffinity(0)) > 1:
         assert len(masks) == 2, "each worker took its predecessor's core"
-    assert one.metric("procserver_reloads_total", outcome="done") == 10
-    assert one.metric("procserver_workers_ready") == 2
+    wait_until(lambda: one.metric("procserver_reloads_total", outcome="done") == 10)
+    wait_until(lambda: one.metric("procserver_workers_ready") == 2)
     assert one.text().count(": done, version") == 10
     # No request waited for a worker's start, which takes a second or more.
     slowest = max(op.seconds for op in served.load.history)
@@ -109,8 +109,13 @@ def refused(served: Served, reason: str) -> None:
     assert last["outcome"] == "refused", last
     assert reason in last["reason"]
     assert last["version"] == version
-    assert (one.workers_now(), one.shm_segments(), one.outputs()["mark"]) == before
-    assert one.metric("procserver_reloads_total", outcome="refused") == counted + 1
+    # The master counts, and has features dropped that were made ahead, after that.
+    wait_until(
+        lambda: (one.workers_now(), one.shm_segments(), one.outputs()["mark"]) == before
+    )
+    wait_until(
+        lambda: one.metric("procserver_reloads_total", outcome="refused") == counted + 1
+    )
     one.wait_log(f"reload {last['number']}: refused, version {version} stays")
     metrics = one.request("GET", "/metrics").body.decode()
     assert "procserver_last_reload_reason_info" in metrics
@@ -210,22 +215,30 @@ def test_f23_a_storm_is_one_reload_or_two(served: Served) -> None:
     one = served.service
     number = one.last_reload()["number"]
     one.publish("good2")
-    most = 0
+    # The first reload is under way for longer than signals come.
+    one.arm("model.load:1:delay=4")
+    most, began = 0, time.monotonic()
     for _ in range(20):
         one.hup()
         most = max(most, len(children(one.pid)))
         time.sleep(0.1)
-    deadline = time.monotonic() + 120
+    since = time.monotonic()
+    in_time = since - began < 4
 
     def quiet() -> bool:
-        nonlocal most
+        """Nothing begins any more: the arbiter has had some turns for it."""
+        nonlocal most, since
         most = max(most, len(children(one.pid)))
         begun = one.metric("procserver_reload_starts_total")
-        return begun == one.last_reload()["number"] > number
+        if not begun == one.last_reload()["number"] > number:
+            since = time.monotonic()
+        return time.monotonic() - since > 3
 
-    wait_until(quiet, deadline - time.monotonic())
-    # One that ran while signals came, and one after it; two seconds may hold three.
-    assert one.last_reload()["number"] - number <= 3
+    wait_until(quiet, 120)
+    one.arm("")
+    # One that ran while signals came, and one after it. (A machine that was held up
+    # for seconds may have had time for more.)
+    assert one.last_reload()["number"] - number <= (2 if in_time else 10)
     assert one.last_reload()["outcome"] == "done"
     assert most <= one.workers + 2, "one worker more, and the refresher"
     served.switches.append((time.monotonic(), str(one.newest)))
