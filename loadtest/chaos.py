@@ -27,7 +27,7 @@ from live import children
 from traffic import Traffic
 
 # A client may find out late that its connection has gone.
-NOTICED_S = 10.0
+NOTICED_S = 2.0
 SLOW_S = 3.0
 CLIENTS = 6
 
@@ -43,6 +43,15 @@ class Epoch:
     memory: float = 0.0
 
 
+@dataclass(frozen=True)
+class Loss:
+    """When clients may have lost a request, by a killed worker or a restart."""
+
+    start: float
+    end: float
+    restart: bool = False
+
+
 @dataclass
 class Chaos:
     """A service, what is done to it, and what was noted of that."""
@@ -51,8 +60,7 @@ class Chaos:
     chance: random.Random
     counts: Counter[str] = field(default_factory=Counter)
     epochs: list[Epoch] = field(default_factory=list)
-    # (time, what): clients may have lost a request then.
-    losses: list[tuple[float, str]] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     build: int = 1
     slow: list[threading.Thread] = field(default_factory=list)
@@ -69,7 +77,8 @@ class Chaos:
     def kill_worker(self) -> None:
         workers = self.service.workers_now()
         if workers:
-            self.losses.append((time.monotonic(), "kill"))
+            now = time.monotonic()
+            self.losses.append(Loss(now, now + NOTICED_S))
             self._kill(self.chance.choice(workers))
 
     def kill_refresher(self) -> None:
@@ -124,15 +133,14 @@ class Chaos:
 
     def restart(self) -> None:
         service = self.service
-        self.epochs[-1].ended = time.monotonic()
-        self.losses.append((time.monotonic(), "restart"))
         self.judge_master()
+        began = self.epochs[-1].ended = time.monotonic()
         status = service.stop(expect_clean=False)
         if status != 0:
             self.wrong.append(f"exit status {status} of a restart")
         service.check_gone()
         service.start()
-        self.losses.append((time.monotonic(), "restarted"))
+        self.losses.append(Loss(began, time.monotonic() + NOTICED_S, restart=True))
         self.begin()
 
     def slow_client(self) -> None:
@@ -185,11 +193,16 @@ class Chaos:
             self.wrong.append(f"the master has grown by {grown:.1f} MB")
 
     def excused(self, lost: Operation) -> bool:
-        """Whether an action explains why this was not answered."""
+        """Whether an action explains why this was not answered.
+
+        A killed worker takes connections with it and nothing else; while the service
+        is started again nobody answers.
+        """
         return any(
-            at - (DEADLINE if what == "restarted" else NOTICED_S) <= lost.ended
-            and lost.began <= at + NOTICED_S
-            for at, what in self.losses
+            loss.start <= lost.ended
+            and lost.began <= loss.end
+            and (lost.status == 0 or loss.restart)
+            for loss in self.losses
         )
 
     def violations(self, load: Traffic) -> list[str]:
@@ -271,13 +284,18 @@ def _act(chaos: Chaos, seconds: float) -> None:
 def _judge(chaos: Chaos, load: Traffic, summary: Any) -> None:
     found = chaos.violations(load)
     failed = [op for op in load.history if not op.answered]
-    kills = sum(what == "kill" for _, what in chaos.losses)
+    kills = sum(not loss.restart for loss in chaos.losses)
     for name, count in sorted(chaos.counts.items()):
         summary.note(name.replace("_", " "), count)
     summary.note("requests under faults", len(load.history))
     summary.note("generations seen", len({op.generation for op in load.history}))
     summary.note("versions seen", len({op.version for op in load.history}))
-    during = [op for op in failed if op.status == 0 and _is_of_a_kill(chaos, op)]
+    restarts = [loss for loss in chaos.losses if loss.restart]
+    during = [
+        op
+        for op in failed
+        if not any(r.start <= op.ended and op.began <= r.end for r in restarts)
+    ]
     summary.judge(
         "requests lost to killed workers",
         f"{len(during)} of {kills} kills",
@@ -287,8 +305,3 @@ def _judge(chaos: Chaos, load: Traffic, summary: Any) -> None:
     summary.judge("violations under faults", len(found), not found)
     for line in found[:10]:
         summary.note("  ", line[:300])
-
-
-def _is_of_a_kill(chaos: Chaos, lost: Operation) -> bool:
-    near = [w for at, w in chaos.losses if abs(at - lost.ended) <= NOTICED_S]
-    return bool(near) and set(near) == {"kill"}
