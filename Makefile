@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SDK_VENV := .venv-sdk
 TORCHREC_VENV := .venv-torchrec
+FEAST_VENV := .venv-feast
 STORES_VENV := .venv-stores
 SOURCES := $(wildcard cython_ext/*.pyx cython_ext/*.pxd cython_ext/*.h protos/procserver/wire/pb/*.proto)
 PACKAGES := $(VENV)/.packages
@@ -58,6 +59,13 @@ $(TORCHREC_VENV)/.done: tests/exports/requirements.txt $(PACKAGES)
 	$(TORCHREC_VENV)/bin/python -m pip install -q --no-deps -r tests/exports/requirements.txt
 	touch $@
 
+# Feast and all that it brings, beside the packages of .venv.
+$(FEAST_VENV)/.done: tests/feeds/requirements.txt $(PACKAGES)
+	$(BIN)/python -m venv $(FEAST_VENV)
+	$(BIN)/python $(SITE) > "$$($(FEAST_VENV)/bin/python $(SITE))/packages-of-main.pth"
+	$(FEAST_VENV)/bin/python -m pip install -q -r tests/feeds/requirements.txt
+	touch $@
+
 demo/service.json: $(BUILT)
 	$(BIN)/procserver demo demo
 
@@ -66,7 +74,7 @@ demo: demo/service.json
 serve: demo/service.json
 	$(BIN)/gunicorn -c conf/serve.py
 
-test: $(VENV)/.test $(SDK_VENV)/.done $(TORCHREC_VENV)/.done $(STORES_VENV)/.done
+test: $(VENV)/.test $(SDK_VENV)/.done $(TORCHREC_VENV)/.done $(STORES_VENV)/.done $(FEAST_VENV)/.done
 	PROCSERVER_REQUIRE_TORCHREC=1 $(BIN)/python -m pytest
 
 # Every row of tests/faults/matrix.csv; `make test` runs the everyday ones.
@@ -131,5 +139,5 @@ loadtest: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/run_load.py --url $(URL)
 
 clean:
-	rm -rf $(VENV) $(SDK_VENV) $(TORCHREC_VENV) $(STORES_VENV) build demo loadtest/data procserver/wire/pb *.egg-info
+	rm -rf $(VENV) $(SDK_VENV) $(TORCHREC_VENV) $(STORES_VENV) $(FEAST_VENV) build demo loadtest/data procserver/wire/pb *.egg-info
 	rm -f cython_ext/*.c cython_ext/*.so

@@ -231,7 +231,8 @@ class Texts:
 
 _SCALAR = r"(?:int(?:32|64)|float(?:32|64)|string)"
 _COLUMN_TYPE = re.compile(
-    rf"{_SCALAR}|list<{_SCALAR}>|list<list<{_SCALAR}>>|map<{_SCALAR},{_SCALAR}>"
+    rf"bool|timestamp|{_SCALAR}|list<{_SCALAR}>|list<list<{_SCALAR}>>"
+    rf"|map<{_SCALAR},{_SCALAR}>"
 )
 
 

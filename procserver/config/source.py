@@ -19,15 +19,10 @@ from procserver.config.kinds import (
     UrlText,
     shown,
 )
+from procserver.config.rules import AVAILABLE, AWAITED, DATABASES, check_source
 from procserver.config.secret import Secret, Url
 from procserver.config.settings import read_section, setting
 
-#: Remote types whose items this version can load.
-AVAILABLE = ("parquet", "hologres", "postgres", "postgresql", "redis")
-#: Those that speak PostgreSQL's protocol.
-DATABASES = ("hologres", "postgres", "postgresql")
-#: Remote types that are read and typed, for which there is no adapter yet.
-AWAITED = ("feast", "featuredb", "featurestore")
 ENTRY_POINTS = "procserver.item_sources"
 
 
@@ -82,10 +77,10 @@ class TableConfig:
     types: tuple[tuple[str, str], ...] | None = setting(
         "types",
         ColumnTypes(),
-        "Types of the fields of Redis hashes, which are texts, by name: `int32`, "
-        "`int64`, `float32`, `float64`, `string`, or `list<T>`, `list<list<T>>` and "
-        "`map<K,V>` of these.",
-        shown_default="from a sample",
+        "Types by name: `int32`, `int64`, `float32`, `float64`, `string`, `list<T>`, "
+        "`list<list<T>>` and `map<K,V>` of these; `bool`, `timestamp` for FeatureDB. "
+        "Redis: of fields of hashes, which are texts. FeatureDB: all fields' in order.",
+        shown_default="Redis: from a sample",
     )
 
 
@@ -126,16 +121,16 @@ class SourceConfig:
         "remote_type",
         Choice((*AVAILABLE, *AWAITED, "none"), more=plugged_types),
         "`parquet`: files, local or in an object store. `hologres`: any PostgreSQL, "
-        "as are `postgres` and `postgresql`. `redis`: hashes. `none`: features come "
-        "in each request's `item_features`.",
+        "as are `postgres` and `postgresql`. `redis`: hashes. `feast`, `featuredb`: "
+        "feature stores. `none`: features come in each request's `item_features`.",
         shown_default="no source",
     )
     url: Url | None = setting(
         "url",
         UrlText(),
         "Parquet: folder, file, glob or fsspec URL, relative to the JSON file. "
-        "Hologres: a libpq URL. Redis: `redis://`, `rediss://` or `unix://`. Others: "
-        "how to connect.",
+        "Hologres: a libpq URL. Redis: `redis://`, `rediss://` or `unix://`. Feast: "
+        "its repository's folder. FeatureDB: `http://HOST/INSTANCE`.",
     )
     tables: tuple[TableConfig, ...] = setting(
         "tables",
@@ -198,6 +193,12 @@ class SourceConfig:
         aliases=("model_config.featuredb_passwd",),
     )
 
+    featuredb_token: Secret | None = setting(
+        "featuredb_token",
+        SecretText(),
+        "Token of the FeatureDB data source, sent as `Authorization`.",
+    )
+
     @property
     def available(self) -> bool:
         """Whether this version can load items from it."""
@@ -211,6 +212,8 @@ def missing_store_drivers(source: SourceConfig) -> list[str]:
         wanted.append(("postgres", ("psycopg", "adbc_driver_postgresql")))
     if source.remote_type == "redis" or source.stream is not None:
         wanted.append(("redis", ("redis",)))
+    if source.remote_type == "feast":
+        wanted.append(("feast", ("feast",)))
     return [
         f"model_config: the driver for {extra} is missing: "
         f"pip install 'procserver[{extra}]'"
@@ -235,16 +238,23 @@ def read_source(
     if values["remote_type"] is None:
         if len(problems) > before:
             return None
-        if values["url"] is not None or values["tables"]:
+        if feature_store and values["url"] is not None:
+            # The vendor's JSON with a store of one's own in place of the platform's.
+            is_http = values["url"].scheme in ("http", "https")
+            values["remote_type"] = "featuredb" if is_http else "feast"
+        elif values["url"] is not None or values["tables"]:
             problems.append(
                 "model_config.remote_type: missing although url or tables is given; "
                 'say "parquet", or "none" for features in the request'
             )
             return None
-        if not feature_store:
+        elif not feature_store:
             return None
-        values["remote_type"] = "featurestore"
-    _check(values, feature_store, problems, warnings, whole=len(problems) == before)
+        else:
+            values["remote_type"] = "featurestore"
+    check_source(
+        values, feature_store, problems, warnings, whole=len(problems) == before
+    )
     return values
 
 
@@ -288,109 +298,3 @@ def _read_stream(
             problems.append(f"{path}.url: missing; the URL of the Redis server")
         given["url"] = values["url"]
     return StreamConfig(**given)
-
-
-def _check(
-    values: dict[str, Any],
-    feature_store: list[str],
-    problems: list[str],
-    warnings: list[str],
-    *,
-    whole: bool,
-) -> None:
-    kind = values["remote_type"]
-    path = "model_config.remote_type"
-    tables: tuple[TableConfig, ...] = values["tables"]
-    if kind == "none" and tables:
-        problems.append(f'{path}: "none" contradicts model_config.tables')
-    if kind in AVAILABLE and values["url"] is None:
-        problems.append(f"model_config.url: missing; {path} {kind} needs it")
-    if kind in AVAILABLE and not tables and whole:
-        problems.append(
-            "model_config.tables: missing; at least the item id's column is needed, "
-            'such as {"key": "item_id"}'
-        )
-    if kind in (*DATABASES, "redis"):
-        problems.extend(
-            f"model_config.tables: the table with key {table.key!r} has no name"
-            for table in tables
-            if table.name is None
-        )
-        _warn_of_feature_store(kind, feature_store, warnings)
-    if kind == "redis":
-        _check_redis(tables, problems)
-    if kind in AVAILABLE:
-        _warn_of_idle(kind, values, warnings)
-    if kind == "parquet":
-        _check_parquet(tables, feature_store, problems, warnings)
-    if kind == "featurestore":
-        warnings.append(
-            f"{', '.join(feature_store)}: the FeatureStore source is not available "
-            'yet; items come from "remote_type": "parquet" with url and tables, or '
-            "in each request's item_features"
-        )
-    elif kind in AWAITED:
-        warnings.append(
-            f'{path}: "{kind}" is read but not available yet; items come from '
-            '"parquet", or in each request\'s item_features'
-        )
-
-
-def _check_parquet(
-    tables: tuple[TableConfig, ...],
-    feature_store: list[str],
-    problems: list[str],
-    warnings: list[str],
-) -> None:
-    if any(table.condition for table in tables):
-        # NOTE: left out silently, items would be served that should not be.
-        problems.append(
-            "model_config.tables: condition is SQL, which Parquet files do not take"
-        )
-    _warn_of_feature_store("parquet", feature_store, warnings)
-
-
-def _warn_of_feature_store(
-    kind: str, feature_store: list[str], warnings: list[str]
-) -> None:
-    if feature_store:
-        warnings.append(f"{', '.join(feature_store)}: not used, remote_type is {kind}")
-
-
-def _check_redis(tables: tuple[TableConfig, ...], problems: list[str]) -> None:
-    for table in tables:
-        if table.condition:
-            problems.append(
-                "model_config.tables: condition is SQL, which Redis does not take"
-            )
-        if table.name is not None and table.name.count("*") != 1:
-            problems.append(
-                f"model_config.tables: name {table.name!r} is to have one *, which "
-                "stands for the item id"
-            )
-
-
-def _warn_of_idle(kind: str, values: dict[str, Any], warnings: list[str]) -> None:
-    """Keys that this kind of source does not use."""
-    tables: tuple[TableConfig, ...] = values["tables"]
-    database = kind in DATABASES
-    name = "Parquet" if kind == "parquet" else kind
-    idle = {
-        "timekey": not database,
-        "static": not database,
-        "overlap": not database,
-        "types": kind != "redis",
-    }
-    for key, unused in idle.items():
-        if unused and any(getattr(table, key) for table in tables):
-            detail = (
-                ": every load takes all rows" if key in ("timekey", "static") else ""
-            )
-            warnings.append(
-                f"model_config.tables: {key} has no effect on {name}{detail}"
-            )
-    if values["listen"] and not (database and any(t.timekey for t in tables)):
-        warnings.append(
-            "model_config.listen: has no effect without a table with a timekey in a "
-            "PostgreSQL"
-        )

@@ -275,22 +275,83 @@ def test_missing_drivers(
     ]
 
 
-@pytest.mark.parametrize("kind", ["feast", "featuredb"])
-def test_awaited_sources_are_typed_and_warned_about(
-    kind: str, minimal: dict[str, Any], environ: dict[str, str]
+FEAST = {
+    "fg_mode": "normal",
+    "remote_type": "feast",
+    "url": "feature_repo",
+    "fs_project": "shop",
+    "fs_model": "rank",
+    "fs_entity": "item, raw",
+    "load_feature_from_offlinestore": True,
+}
+FEATUREDB = {
+    "fg_mode": "normal",
+    "remote_type": "featuredb",
+    "url": "http://h:80/instance",
+    "fs_project": "shop",
+    "featuredb_username": "u",
+    "featuredb_passwd": "p",
+    "tables": {"name": "items", "key": "id", "types": {"x": "timestamp"}},
+}
+
+
+def test_feature_stores(minimal: dict[str, Any], environ: dict[str, str]) -> None:
+    source = parse(minimal, environ, **FEAST).service.item_source
+    assert source is not None
+    assert source.url is not None
+    assert source.url.reveal().endswith("/feature_repo")
+    assert source.url.reveal().startswith("/")
+    assert (source.fs_project, source.fs_entity) == ("shop", ("item", "raw"))
+    source = parse(minimal, environ, **FEATUREDB).service.item_source
+    assert source is not None
+    assert source.tables[0].types == (("x", "timestamp"),)
+
+
+@pytest.mark.parametrize("given", [FEAST, FEATUREDB])
+def test_the_url_tells_which_feature_store(
+    given: dict[str, Any], minimal: dict[str, Any], environ: dict[str, str]
 ) -> None:
-    loaded = parse(
-        minimal,
-        environ,
-        fg_mode="normal",
-        remote_type=kind,
-        url="x://h/d",
-        tables={"name": "t", "key": "id"},
-    )
-    assert loaded.service.source is not None
-    assert loaded.service.source.remote_type == kind
-    assert loaded.service.item_source is None
-    assert any("not available yet" in line for line in loaded.warnings)
+    change = {key: value for key, value in given.items() if key != "remote_type"}
+    source = parse(minimal, environ, **change).service.item_source
+    assert source is not None
+    assert source.remote_type == given["remote_type"]
+
+
+@pytest.mark.parametrize(
+    ("given", "change", "text"),
+    [
+        (FEAST, {"url": None}, "model_config.url: missing"),
+        (FEAST, {"load_feature_from_offlinestore": False}, "cannot list their items"),
+        (FEATUREDB, {"fs_project": None}, "model_config.fs_project: missing"),
+        (FEATUREDB, {"featuredb_username": None}, "featuredb_username: missing"),
+        (FEATUREDB, {"featuredb_passwd": None}, "featuredb_password: missing"),
+        (FEATUREDB, {"tables": {"name": "t", "key": "id"}}, "'t' has no types"),
+        (
+            FEATUREDB,
+            {"tables": {"key": "id", "types": {"x": "int32"}}},
+            "the table with key 'id' has no name",
+        ),
+        (FEATUREDB, {"tables": []}, "model_config.tables: missing"),
+    ],
+)
+def test_what_feature_stores_need(
+    given: dict[str, Any],
+    change: dict[str, Any],
+    text: str,
+    minimal: dict[str, Any],
+    environ: dict[str, str],
+) -> None:
+    assert text in problem(minimal, environ, **given | change)
+
+
+def test_items_of_feast_by_their_ids(
+    minimal: dict[str, Any], environ: dict[str, str]
+) -> None:
+    change = {
+        "load_feature_from_offlinestore": False,
+        "tables": {"name": "ids.parquet", "key": "sku"},
+    }
+    assert parse(minimal, environ, **FEAST | change).service.item_source is not None
 
 
 def test_feature_store_keys_beside_parquet(
@@ -313,7 +374,7 @@ def test_every_example_of_the_page_loads(environ: dict[str, str]) -> None:
         assert loaded.service.item_source is not None
         assert [w for w in loaded.warnings if "without effect" not in w] == []
         kinds.add(loaded.service.item_source.remote_type)
-    assert kinds == {"parquet", "hologres", "redis"}
+    assert kinds == {"parquet", "hologres", "redis", "feast", "featuredb"}
 
 
 def test_no_source(minimal: dict[str, Any], environ: dict[str, str]) -> None:

@@ -33,3 +33,4 @@ class SourceFor:
     statement_timeout: float = 60.0
     listen: str | None = None
     stream: object = None
+    period_minutes: int | None = None

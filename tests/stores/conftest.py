@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "itemcache"))
 from item_sources import SourceFor, TableFor
 
 from procserver.itemcache.control import ControlSegment
-from procserver.itemcache.sources import Changes, ItemSource, open_source
+from procserver.itemcache.sources import ItemSource, open_source
 
-DEADLINE = 60.0
 NUMBERS = itertools.count()
 
 
@@ -82,27 +80,3 @@ def opened() -> Iterator[Callable[..., ItemSource]]:
     yield open_one
     for source in sources:
         source.close()
-
-
-def rows_of(steps: Any) -> dict[Any, dict[str, Any]]:
-    """The rows of upserts by their first column's id."""
-    found: dict[Any, dict[str, Any]] = {}
-    for step in steps:
-        for row in step.batch.to_pylist():
-            found[row["item_id"]] = row
-    return found
-
-
-def until(attempt: Callable[[], Any]) -> Any:
-    """The first result of ``attempt`` that is true."""
-    deadline = time.monotonic() + DEADLINE
-    while not (result := attempt()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
-    return result
-
-
-def changes_of(source: ItemSource, cursor: object, wait: float = 0.0) -> Changes:
-    found = source.changes(cursor, wait)
-    assert found is not None
-    return found

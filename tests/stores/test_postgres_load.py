@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import servers
-from conftest import until
 from item_sources import SourceFor, TableFor
+from source_steps import until
 
 from cython_ext.column import Kind
 from procserver.errors import SourceError

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import servers
-from conftest import changes_of, rows_of, until
 from item_sources import TableFor
+from source_steps import changes_of, rows_of, until
 
 from procserver.errors import SourceError
 from procserver.itemcache.sources import CursorLost, Delete, ItemSource, Upsert
@@ -277,6 +277,31 @@ def test_beside_parquet(
     ]
 
 
+def test_the_base_is_asked_once_a_period(
+    redis_server: servers.Redis, client: Any, shop: servers.Postgres, opened: Open
+) -> None:
+    shop.run(
+        "CREATE TABLE shop.items (item_id text, price real, at timestamptz)",
+        "INSERT INTO shop.items VALUES ('a', 1, now())",
+    )
+    for period, first in ((None, set()), (60, {"a", "b"})):
+        source = opened(
+            shop.url,
+            TableFor("shop.items", "item_id", timekey="at"),
+            stream=StreamFor(redis_server.url),
+            period_minutes=period,
+        )
+        source.describe()
+        cursor, batches = source.snapshot()
+        list(batches)
+        shop.run("INSERT INTO shop.items VALUES ('b', 1, now())")
+        found = changes_of(source, cursor)
+        assert rows_of(found.steps).keys() == first
+        shop.run("INSERT INTO shop.items VALUES ('c', 1, now())")
+        assert changes_of(source, found.next_cursor).steps == []
+        shop.run("DELETE FROM shop.items WHERE item_id <> 'a'")
+
+
 def test_beside_postgres_with_messages(
     redis_server: servers.Redis, client: Any, shop: servers.Postgres, opened: Open
 ) -> None:
@@ -318,6 +343,7 @@ def test_the_stream_goes_on_without_the_base(
         mortal_postgres.url,
         TableFor("items", "item_id", timekey="at"),
         stream=StreamFor(redis_server.url),
+        period_minutes=1,
     )
     cursor = begin(source)
     mortal_postgres.stop()

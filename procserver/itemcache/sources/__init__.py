@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cython_ext.column import Kind
-from procserver.config.source import AVAILABLE, DATABASES
+from procserver.config.rules import AVAILABLE, DATABASES
 from procserver.errors import SourceError
 
 ENTRY_POINTS = "procserver.item_sources"
@@ -183,7 +183,9 @@ def open_source(config: SourceConfig) -> ItemSource:
     from procserver.itemcache.sources.combined import CombinedSource
     from procserver.itemcache.sources.redis_stream import Stream
 
-    return CombinedSource(source, Stream(stream))
+    period: int | None = getattr(config, "period_minutes", None)
+    every = None if period is None else period * 60.0
+    return CombinedSource(source, Stream(stream), every)
 
 
 def _open(config: SourceConfig) -> ItemSource:
@@ -192,6 +194,14 @@ def _open(config: SourceConfig) -> ItemSource:
         from procserver.itemcache.sources.parquet import ParquetSource
 
         return ParquetSource(config)
+    if kind == "feast":
+        from procserver.itemcache.sources.feast import FeastSource
+
+        return FeastSource(config)
+    if kind == "featuredb":
+        from procserver.itemcache.sources.featuredb import FeatureDBSource
+
+        return FeatureDBSource(config)
     if kind in DATABASES:
         from procserver.itemcache.sources.postgres import PostgresSource
 

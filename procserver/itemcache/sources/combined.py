@@ -1,6 +1,7 @@
 """A source of all items with a stream of their changes beside it."""
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,10 +21,10 @@ from procserver.itemcache.sources.redis_stream import Position, Stream
 
 log = logging.getLogger("procserver.itemcache")
 
-# How often the base is asked for changes of its own, and how often one that waits
-# for messages too.
-BASE_SECONDS = 60.0
+# How long to wait for the stream before a base that waits for messages is asked.
 SLICE_SECONDS = 0.1
+# After how long a base that could not be asked is asked again at the latest.
+AGAIN_SECONDS = 5.0
 
 
 class CombinedSource:
@@ -33,13 +34,18 @@ class CombinedSource:
     the base is read: an entry that is in both does no harm. Columns that the stream
     has and the base has not are left out. While the base cannot be read the stream
     is followed nevertheless.
+
+    :param every: seconds between two looks for changes of a base that does not wait
+        for messages; None: it changes with full loads only
     """
 
-    def __init__(self, base: ItemSource, stream: Stream) -> None:
+    def __init__(self, base: ItemSource, stream: Stream, every: float | None) -> None:
         self._base = base
         self._stream = stream
+        self._every = math.inf if every is None else every
         self._about: Description | None = None
-        self._due = 0.0
+        self._again = 0.0
+        self._due = math.inf if every is None else 0.0
 
     @property
     def skipped(self) -> Mapping[str, int]:
@@ -88,7 +94,9 @@ class CombinedSource:
 
     def _ask_base(self, cursor: object, follows: bool) -> Changes:
         nothing = Changes([], cursor)
-        if not follows and time.monotonic() < self._due:
+        # NOTE: one that waits for messages says itself when it is due, but if it has
+        # just failed it would fail again at each of our slices.
+        if time.monotonic() < (self._again if follows else self._due):
             return nothing
         try:
             told = self._base.changes(cursor)
@@ -96,9 +104,10 @@ class CombinedSource:
             raise
         except SourceError as error:
             log.warning("item source: only the stream is followed: %s", error)
-            self._due = time.monotonic() + BASE_SECONDS
+            self._again = time.monotonic() + AGAIN_SECONDS
+            self._due = time.monotonic() + min(self._every, AGAIN_SECONDS)
             return nothing
-        self._due = time.monotonic() + BASE_SECONDS
+        self._due = time.monotonic() + self._every
         return nothing if told is None else told
 
     def close(self) -> None:

@@ -17,6 +17,9 @@ SCALARS = {
     "float32": pa.float32(),
     "float64": pa.float64(),
     "string": pa.string(),
+    # To a feature these are numbers.
+    "bool": pa.int32(),
+    "timestamp": pa.int64(),
 }
 _INTEGER = re.compile(rb"-?(0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(rb"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
