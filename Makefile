@@ -15,7 +15,7 @@ PACKAGES := $(VENV)/.packages
 BUILT := $(VENV)/.built
 URL ?= http://127.0.0.1:8501
 
-.PHONY: serve test faults soak lint types sanitized sanitize fuzz bench micro stores memory loadtest demo build clean
+.PHONY: soak serve test faults lint types sanitized sanitize fuzz bench micro stores memory queueing loadtest demo build clean
 .DEFAULT_GOAL := build
 
 build: $(BUILT)
@@ -134,6 +134,11 @@ micro: $(VENV)/.loadtest
 MEMORY ?=
 memory: $(VENV)/.loadtest
 	PYTHONPATH=. $(BIN)/python loadtest/memory.py $(MEMORY)
+
+# Many connections on few workers against one ideal queue.
+QUEUEING ?=
+queueing: $(VENV)/.loadtest
+	PYTHONPATH=. $(BIN)/python loadtest/queueing.py $(QUEUEING)
 
 loadtest: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/run_load.py --url $(URL)

@@ -27,12 +27,18 @@ class BenchServer:
     """``gunicorn -c conf/serve.py`` with a service JSON, for a ``with`` block."""
 
     def __init__(
-        self, service_json: Path, *, workers: int = 1, core: int | None = None
+        self,
+        service_json: Path,
+        *,
+        workers: int = 1,
+        core: int | None = None,
+        settings: Path = Path("conf/serve.py"),
     ) -> None:
         document = json.loads(service_json.read_text())
         self.service_json = service_json.absolute()
         self.workers = workers
         self.core = core
+        self.settings = settings
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.path = f"/api/predict/{document['metadata']['name']}"
@@ -41,7 +47,7 @@ class BenchServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "BenchServer":
-        command = [sys.executable, "-m", "gunicorn", "-c", "conf/serve.py"]
+        command = [sys.executable, "-m", "gunicorn", "-c", str(self.settings)]
         command += ["-b", f"127.0.0.1:{self.port}", "-w", str(self.workers)]
         self.process = subprocess.Popen(
             command,

@@ -103,7 +103,8 @@ def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
     """The WSGI application of one worker (spec/protocol.md section 1.1).
 
     ``wsgi.input`` must be a :class:`procserver.wire.receiving.BodySource` with a
-    ``deadline``.
+    ``deadline``; ``arrived`` and ``waited`` say when the request came and how long no
+    thread was there for it, ``client_has_left()`` whether its answer is for nobody.
     """
     app = falcon.App(media_type="application/octet-stream", middleware=[Observer()])
     predict = Predict(service)
@@ -148,6 +149,7 @@ class Predict:
             trace.received()
             with service.admission.turn(source.deadline):
                 trace.taken_up()
+                metrics.QUEUE_SECONDS.observe_ns(trace.queued)
                 reply = self._answer(received, trace)
         resp.data = reply.body
         resp.content_type = "application/octet-stream"
@@ -265,7 +267,10 @@ class Observer:
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         if req.method not in ("GET", "HEAD"):
-            req.context.trace = req.env[TRACE] = Trace()
+            source = req.env["wsgi.input"]
+            req.context.trace = req.env[TRACE] = Trace(
+                getattr(source, "arrived", None), getattr(source, "waited", 0.0)
+            )
             metrics.IN_FLIGHT.add(1)
 
     def process_response(
@@ -278,7 +283,9 @@ class Observer:
         trace = getattr(req.context, "trace", None)
         if trace is not None:
             metrics.IN_FLIGHT.add(-1)
-            record(trace, str(resp.status)[:3])
+            gone = getattr(req.env["wsgi.input"], "client_has_left", None)
+            is_gone = gone is not None and gone()
+            record(trace, "499" if is_gone else str(resp.status)[:3])
 
 
 class Metrics:
@@ -374,6 +381,8 @@ def _on_request_error(
     req: falcon.Request, resp: falcon.Response, error: RequestError, params: object
 ) -> None:
     _render(resp, error.status, error.code, str(error), close=error.close_connection)
+    if error.retry_after is not None:
+        resp.set_header("Retry-After", str(error.retry_after))
 
 
 def _on_exception(

@@ -98,6 +98,8 @@ class RequestError(ProcserverError):
     status = 500
     code = "predict_failed"
     close_connection = False
+    # Seconds after which the client may try again; None: it need not.
+    retry_after: int | None = None
 
 
 class BadRequest(RequestError):
@@ -173,6 +175,7 @@ class TooManyRequests(RequestError):
 
     status = 429
     code = "too_many_requests"
+    retry_after = 1
 
 
 class QueueFull(RequestError):
@@ -180,6 +183,15 @@ class QueueFull(RequestError):
 
     status = 450
     code = "queue_full"
+    close_connection = True
+    retry_after = 1
+
+
+class ClientGone(RequestError):
+    """The client broke the connection off; nobody reads the answer."""
+
+    status = 499
+    code = "client_gone"
     close_connection = True
 
 

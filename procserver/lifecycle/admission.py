@@ -7,9 +7,13 @@ All workers share one anonymous map that the master made before it forked::
     8            number of worker slots that were ever used
     16           1 once the service is being stopped, and takes no new clients
     64 * (1+s)   requests inside the worker of slot s, waiting ones included
+     ... + 8     those of them that it processes or is about to
+     ... + 16    number of its release while it takes requests from others; else 0
+     ... + 24    number of its release while its process exists; else 0
 
 The counts are per slot so that a killed worker's go with it: its successor
-starts from zero.
+starts from zero. Requests that wait for any worker are in no slot, see
+:mod:`procserver.lifecycle.line`.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cython_ext.shm import Mapping
@@ -27,6 +31,9 @@ _RATE = 0
 _SLOTS = 8
 _DRAINING = 16
 _LINE = 64
+_BUSY = 8
+_TAKING = 16
+_RELEASE = 24
 MOST_SLOTS = 4096
 _SECOND = 1_000_000_000
 
@@ -43,11 +50,18 @@ class SharedCounts:
         finally:
             os.close(fd)
 
-    def open_slot(self, slot: int) -> None:
+    def open_slot(self, slot: int, release: int = 1) -> None:
         """Call in the master before the fork: a new worker has no requests."""
-        self.words.store(_place(slot), 0)
+        self.clear_slot(slot)
+        self.words.store(_place(slot) + _RELEASE, release)
         if slot >= self.words.load(_SLOTS):
             self.words.store(_SLOTS, slot + 1)
+
+    def clear_slot(self, slot: int) -> None:
+        """Call in the master after a worker's end: nothing of it counts any more."""
+        place = _place(slot)
+        for offset in (_TAKING, 0, _BUSY, _RELEASE):
+            self.words.store(place + offset, 0)
 
     def start_drain(self) -> None:
         """Call in the master: from now on :attr:`draining` is true for all."""
@@ -59,9 +73,42 @@ class SharedCounts:
         return self.words.load(_DRAINING) != 0
 
     def inside(self) -> int:
-        """Requests inside the service, waiting ones included."""
+        """Requests inside the workers, those that wait there included."""
         words = self.words
         return sum(words.load(_place(s)) for s in range(words.load(_SLOTS)))
+
+    def start_taking(self, slot: int, release: int) -> None:
+        """The worker takes requests from workers of ``release`` and older ones."""
+        self.words.store(_place(slot) + _TAKING, release)
+
+    def stop_taking(self, slot: int) -> None:
+        """The worker is on its way out."""
+        self.words.store(_place(slot) + _TAKING, 0)
+
+    def busy(self, slot: int) -> int:
+        """Requests that the worker processes or is about to."""
+        return self.words.load(_place(slot) + _BUSY)
+
+    def add_busy(self, slot: int, change: int) -> None:
+        """One more (1), or one less (-1)."""
+        self.words.add(_place(slot) + _BUSY, change % 2**64)
+
+    def others(self, slot: int, release: int) -> tuple[bool, bool]:
+        """Whether another worker takes requests of ``release``, and one is idle."""
+        words, found = self.words, False
+        for other in range(words.load(_SLOTS)):
+            place = _place(other)
+            if other != slot and words.load(place + _TAKING) >= release:
+                if not words.load(place + _BUSY):
+                    return True, True
+                found = True
+        return found, False
+
+    def has_worker(self, release: int) -> bool:
+        """Whether there is a worker of that very release."""
+        words = self.words
+        slots = range(words.load(_SLOTS))
+        return any(words.load(_place(s) + _RELEASE) == release for s in slots)
 
     def take_turn(self, rate: int, now: int | None = None) -> bool:
         """Whether a request keeps to ``rate`` a second; up to a second's worth
@@ -92,6 +139,7 @@ class Admission:
     :param most: requests inside the whole service, waiting ones included
     :param most_here: the same for this worker, whose threads are numbered
     :param turns: requests that this worker processes at once
+    :param waiting: how many wait for any worker
     """
 
     def __init__(
@@ -103,13 +151,24 @@ class Admission:
         most: int,
         most_here: int,
         turns: int,
+        waiting: Callable[[], int] = lambda: 0,
     ) -> None:
         self._counts = counts
+        self._waiting = waiting
         self._place = _place(slot)
         self._rate = rate
         self._most = most
         self._most_here = most_here
         self._turns = threading.Semaphore(turns)
+
+    def inside(self) -> int:
+        """Requests inside the service, all that wait included."""
+        return self._counts.inside() + self._waiting()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more request would be refused."""
+        return self.inside() >= self._most
 
     @contextmanager
     def enter(self) -> Iterator[None]:
@@ -123,7 +182,7 @@ class Admission:
         words = self._counts.words
         here = words.add(self._place, 1) + 1
         try:
-            if here > self._most_here or self._counts.inside() > self._most:
+            if here > self._most_here or self.inside() > self._most:
                 raise QueueFull("the queue is full; try again later")
             yield
         finally:

@@ -58,7 +58,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     worker.before = state.release.contract
     if not member.release.weights.settled:
         member.release.canary = member.age
-    state.counts.open_slot(member.slot)
+    state.counts.open_slot(member.slot, member.release.number)
     state.members[member.age] = member
     metrics.WORKER_STARTS.add()
 
@@ -73,6 +73,7 @@ def child_exit(server: Any, worker: Any) -> None:
     note_reports()
     member = state.members.pop(age)
     member.reports.close()
+    state.counts.clear_slot(member.slot)
     metrics.WORKER_DEATHS.add(
         1, state.oom_kills.cause(was_ready=member.ready, said_so=member.said_so)
     )

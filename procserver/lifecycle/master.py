@@ -9,6 +9,7 @@ from procserver.config import ServiceConfig
 from procserver.lifecycle.admission import SharedCounts
 from procserver.lifecycle.candidate import Contract
 from procserver.lifecycle.deaths import OomKills
+from procserver.lifecycle.line import Line
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reports import Reports
 from procserver.lifecycle.rundir import Lock
@@ -22,13 +23,15 @@ class Release:
     """One reading of the service JSON and one model version: what workers serve.
 
     ``canary`` is the age of the worker that introduces the weights; ``contract``
-    what that worker found clients may count on.
+    what that worker found clients may count on; ``line`` where requests wait for
+    any of its workers.
     """
 
     number: int
     settings: Settings
     package: ModelPackage
     weights: Weights
+    line: Line
     canary: int | None = None
     contract: Contract | None = None
 
@@ -39,7 +42,7 @@ class Release:
         weights = Weights.of_version(
             service.name, number, share=service.host.share_weights
         )
-        return cls(number, settings, package, weights)
+        return cls(number, settings, package, weights, Line(number))
 
 
 @dataclass(eq=False)

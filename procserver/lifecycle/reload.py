@@ -306,6 +306,11 @@ def forget_releases() -> None:
     for release in state.releases:
         if release.number not in used:
             release.weights.remove()
+            if release.number > state.release.number:
+                # SAFETY: whoever has seen a later version must not go back.
+                release.line.empty()
+            # Workers of a later release have it too and take who still waits.
+            release.line.close()
     state.releases = [r for r in state.releases if r.number in used]
 
 

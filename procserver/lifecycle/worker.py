@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from procserver.errors import ProcserverError, ServiceError
 from procserver.lifecycle.admission import Admission
+from procserver.lifecycle.arrival import may_wait
 from procserver.lifecycle.backlog import LastAccepts
 from procserver.lifecycle.candidate import Contract, Examination
 from procserver.lifecycle.cores import available_cores, core_set
 from procserver.lifecycle.http import Wsgi, honour_close
+from procserver.lifecycle.line import Line
 from procserver.lifecycle.master import Master, Member, master
 from procserver.lifecycle.process import (
     be_idle,
@@ -27,9 +29,11 @@ from procserver.lifecycle.process import (
 )
 from procserver.lifecycle.reports import Reporter
 from procserver.lifecycle.settings import FRONT_THREADS
+from procserver.lifecycle.sharing import Sharing, SharingWorker
 from procserver.observe import metrics
 from procserver.observe.accesslog import AccessLog, log_access
 from procserver.observe.reqlog import Logs
+from procserver.wire.auth import Authenticator
 
 if TYPE_CHECKING:
     from procserver.model.loading import LoadedModel
@@ -43,7 +47,7 @@ EXIT_RESTART_WORKER = 1
 LOG_SECONDS = 2.0
 
 
-class Worker(LastAccepts):
+class Worker(LastAccepts, SharingWorker):
     """gthread with a model replica, pinned to its cores."""
 
     member: Member
@@ -51,6 +55,8 @@ class Worker(LastAccepts):
     workers: int
     before: Contract | None
     cores: list[int]
+    # From which it takes requests that wait: its release's, and earlier ones.
+    lines: list[Line]
     reporter: Reporter
     examination: Examination
     is_idle: bool = False
@@ -135,6 +141,32 @@ class Worker(LastAccepts):
             most=rpc.worker_threads + rpc.max_queue_size,
             most_here=max(1, self.cfg.threads - FRONT_THREADS),
             turns=state.settings.turns,
+            waiting=lambda: sum(line.waiting() for line in self.lines),
+        )
+
+    def _share_with_others(self, state: Master, admission: Admission) -> None:
+        """Has requests that find this worker busy wait for any worker."""
+        service = state.service
+        token = service.token.reveal() if service.token is not None else None
+        auth, most_bytes = Authenticator(token), service.host.max_body_bytes
+        self.wanted = lambda head: (
+            not admission.is_full and may_wait(head, auth, most_bytes)
+        )
+        one_by_one = (
+            service.host.device == ("cpu",)
+            and len(self.cores) == 1
+            and not service.rpc.batching
+        )
+        self.share(
+            Sharing(
+                state.counts,
+                self.member.slot,
+                self.lines,
+                admission,
+                # On one core a second request would only slow the first one down.
+                # Elsewhere it is prepared meanwhile, or joins a batch.
+                capacity=1 if one_by_one else state.settings.turns,
+            )
         )
 
     def load_wsgi(self) -> None:
@@ -159,9 +191,11 @@ class Worker(LastAccepts):
                 examination=self.examination,
             )
             self.logs = service.logs
+            admission = self._admission(state)
+            self._share_with_others(state, admission)
             service = replace(
                 service,
-                admission=self._admission(state),
+                admission=admission,
                 readiness=(*service.readiness, self._why_leaving),
             )
             self.wsgi = honour_close(self._logged(create_app(service)), self.is_leaving)
@@ -200,6 +234,7 @@ def post_fork(server: Any, worker: Worker) -> None:
         if other is not member:
             other.reports.close()
     state.release = member.release
+    worker.lines = _lines(state)
     host = state.service.host
     # NOTE: the stacks of all threads go to the log, then the process ends.
     faulthandler.dump_traceback_later(host.boot_seconds, exit=True)
@@ -214,6 +249,17 @@ def post_fork(server: Any, worker: Worker) -> None:
     if host.pin_cores and host.device == ("cpu",):
         worker.cores = core_set(worker.cores, member.place, worker.workers)
         os.sched_setaffinity(0, worker.cores)
+
+
+def _lines(state: Master) -> list[Line]:
+    """Closes the lines of later releases than the worker's."""
+    lines = []
+    for release in state.releases:
+        if release.number > state.release.number:
+            release.line.close()
+        else:
+            lines.append(release.line)
+    return lines
 
 
 def post_worker_init(worker: Worker) -> None:

@@ -35,7 +35,7 @@ _declare = REGISTRY.declare
 REQUESTS = _declare(
     Counter(
         "procserver_requests_total",
-        "Predict requests answered, by HTTP status.",
+        "Predict requests answered, by HTTP status; 499: the client had left before.",
         label="status",
         values=STATUSES,
     )
@@ -43,7 +43,7 @@ REQUESTS = _declare(
 REQUEST_SECONDS = _declare(
     Histogram(
         "procserver_request_seconds",
-        "Time from a predict request's arrival in the app to its answer.",
+        "Time from a predict request's arrival to its answer, waiting included.",
         SECONDS,
     )
 )
@@ -59,8 +59,27 @@ STAGE_SECONDS = _declare(
 QUEUE_SECONDS = _declare(
     Histogram(
         "procserver_queue_seconds",
-        "Time that requests waited before a worker took them up.",
+        "Time that processed requests waited for a worker and their turn.",
         SECONDS,
+    )
+)
+HANDED_OVER = _declare(
+    Counter(
+        "procserver_handed_over_total",
+        "Waiting requests that another worker took over from the one whose "
+        "connection they came on.",
+    )
+)
+UNREAD_ANSWERS = _declare(
+    Counter(
+        "procserver_unread_answers_total",
+        "Answers that were cut off: their client went away or read too slowly.",
+    )
+)
+ACCEPT_ERRORS = _declare(
+    Counter(
+        "procserver_accept_errors_total",
+        "Connections that could not be taken for want of descriptors or memory.",
     )
 )
 WORKER_REQUESTS = _declare(

@@ -13,8 +13,8 @@ DECODE, GATHER, GENERATE, RUN, ENCODE = range(len(STAGES))
 class Trace:
     """Filled while a request is answered; times in nanoseconds.
 
-    ``started``: when the app took the request up; ``queued``: how long it then
-    waited for its turn; ``begun``: when a pipeline had its body; ``stages``: the time
+    ``started``: when the request arrived; ``queued``: how long it waited for a thread
+    and then for its turn; ``begun``: when a pipeline had its body; ``stages``: the time
     of each of the five, 0 for one that was not reached. ``items`` were scored,
     ``missing`` of them are not in the item cache.
     """
@@ -32,11 +32,17 @@ class Trace:
         "took",
     )
 
-    def __init__(self) -> None:
-        self.started = self.begun = self._last = perf_counter_ns()
+    def __init__(self, arrived: float | None = None, waited: float = 0.0) -> None:
+        """:param arrived: on the monotonic clock, seconds; None: now
+        :param waited: seconds until a thread took the request up
+        """
+        # NOTE: on Linux both clocks are the same one.
+        now = perf_counter_ns()
+        self.started = now if arrived is None else int(arrived * 1e9)
+        self.queued = int(waited * 1e9)
+        self.begun = self._last = now
         self.stages = [0] * len(STAGES)
         self.took = 0
-        self.queued = 0
         self.items = 0
         self.missing = 0
         self.debug_level = 0
@@ -48,7 +54,7 @@ class Trace:
 
     def taken_up(self) -> None:
         """It is the request's turn."""
-        self.queued = perf_counter_ns() - self._last
+        self.queued += perf_counter_ns() - self._last
 
     def begin(self) -> None:
         """The first stage begins."""

@@ -5,6 +5,8 @@ from http import HTTPStatus
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
 
+_OWN = {450: "Queue Full", 499: "Client Closed Request"}
+
 
 def error_body(code: str, message: str) -> bytes:
     """The text of an error answer.
@@ -19,8 +21,8 @@ def error_body(code: str, message: str) -> bytes:
 
 def status_line(status: int) -> str:
     """Code and reason, those of the protocol's own codes included."""
-    if status == 450:
-        return "450 Queue Full"
+    if status in _OWN:
+        return f"{status} {_OWN[status]}"
     return f"{status} {HTTPStatus(status).phrase}"
 
 

@@ -186,7 +186,7 @@ def test_level_903_logs_the_time_of_each_stage(debugged: LiveServer) -> None:
     (entry,) = logged(debugged, "request times ", place)
     assert (entry["request_id"], entry["items"], entry["missing"]) == ("at-903", 4, 1)
     assert list(entry["ms"]) == [
-        *("total", "receive", "decode", "gather", "generate", "run", "encode"),
+        *("total", "receive", "queue", "decode", "gather", "generate", "run", "encode"),
     ]
 
 
@@ -374,7 +374,7 @@ def test_tensor_requests(tmp_path: Path, launch: Callable[..., LiveServer]) -> N
         assert len(entries) == (level == 903)
         if entries:
             assert list(entries[0]["ms"]) == [
-                *("total", "receive", "decode", "run", "encode"),
+                *("total", "receive", "queue", "decode", "run", "encode"),
             ]
             assert entries[0]["debug_level"] == 903
     server.stop()

@@ -168,7 +168,7 @@ def test_slow_requests_are_one_line_and_a_file(
     assert (entry["items"], entry["missing"], entry["bytes"]) == (4, 1, len(body))
     times = entry["ms"]
     assert list(times) == [
-        *("total", "receive", "decode", "gather", "generate", "run", "encode"),
+        *("total", "receive", "queue", "decode", "gather", "generate", "run", "encode"),
     ]
     assert all(value >= 0 for value in times.values())
     assert sum(times.values()) - times["total"] <= times["total"] + 0.01
