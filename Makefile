@@ -15,7 +15,7 @@ PACKAGES := $(VENV)/.packages
 BUILT := $(VENV)/.built
 URL ?= http://127.0.0.1:8501
 
-.PHONY: serve test faults lint types sanitized sanitize fuzz bench micro stores memory queueing loadtest demo build clean
+.PHONY: soak serve test faults lint types sanitized sanitize fuzz bench micro stores memory queueing loadtest demo build clean
 .DEFAULT_GOAL := build
 
 build: $(BUILT)
@@ -80,6 +80,12 @@ test: $(VENV)/.test $(SDK_VENV)/.done $(TORCHREC_VENV)/.done $(STORES_VENV)/.don
 # Every row of tests/faults/matrix.csv; `make test` runs the everyday ones.
 faults: $(VENV)/.test $(SDK_VENV)/.done
 	$(BIN)/python -m pytest tests/faults -m ""
+
+# Reloads by the hundred, then half an hour of random faults, all under load.
+# SOAK="--good 10 --bad 10 --minutes 2" is quick.
+SOAK ?=
+soak: $(VENV)/.test
+	$(BIN)/python loadtest/soak.py $(SOAK)
 
 # The kernels' own suites on an AddressSanitizer and UBSan build, in a copy of the
 # tree. A finding ends the run; Python itself leaks on purpose at its end.

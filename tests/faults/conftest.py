@@ -7,8 +7,6 @@ are not everyday's carry the marker ``faults`` and run with ``make faults``.
 
 from __future__ import annotations
 
-import itertools
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,11 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
 
 import fault_models
 import matrix
-from faulty import MARKER, Service, write_service
+from faulty import Service, make_service
 
 HERE = Path(__file__).parent
 Make = Callable[..., Service]
-_serial = itertools.count(1)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -47,34 +44,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _maker(folder: Path, models: Path, made: list[Service]) -> Make:
-    def make(
-        model: str = "good",
-        *,
-        name: str = "faulty",
-        workers: int = 2,
-        env: dict[str, str] | None = None,
-        faults: str | None = None,
-        **overrides: Any,
-    ) -> Service:
-        """A service that is not started yet.
-
-        :param model: of ``fault_models``, version 1
-        :param faults: arms fault points (an empty text: ``arm`` will)
-        :param overrides: of the service JSON, by top key
-        """
-        number = next(_serial)
-        # Nobody else's shared memory has this name, not even of another run.
-        name = f"{name}-{os.getpid()}-{number}"
-        place = folder / name
-        config = write_service(place, name, models, model, overrides)
-        given = {MARKER: name, **(env or {})}
-        if faults is not None:
-            (place / "faults").write_text(faults)
-            given["PROCSERVER_FAULTS"] = f"@{place / 'faults'}"
-        log = place / "server.log"
-        one = Service(config, log, workers=workers, env=given, models=models)
-        made.append(one)
-        return one
+    def make(model: str = "good", **options: Any) -> Service:
+        """A service that is not started yet; see :func:`faulty.make_service`."""
+        made.append(make_service(folder, models, model, **options))
+        return made[-1]
 
     return make
 

@@ -8,6 +8,7 @@ planted where a service has them, and (if asked for) armed fault points.
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ AUTH = {"Authorization": CANARIES["token"]}
 # What an armed fault point raises may be in the log.
 INJECTED = "InjectedFault"
 MARKER = "PROCSERVER_TEST_SERVICE"
+_serial = itertools.count(1)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = DEADLINE) -> None:
@@ -240,8 +243,8 @@ class Service(LiveServer):
         wait_until(lambda: self.generation() > before)
 
     def generation(self) -> int:
-        """The newest generation, by the metrics."""
-        return int(self.metric("procserver_cache_generation"))
+        """The generation that requests see."""
+        return int(self.predict().headers["x-cache-generation"])
 
     # Talking to it.
 
@@ -324,8 +327,10 @@ class Service(LiveServer):
         found = {"log": (self.lines + self.text()).encode()}
         found["answers"] = bytes(self.captured)
         for path in (self.folder / "state").rglob("*"):
-            if path.is_file():
-                found[str(path.relative_to(self.folder))] = path.read_bytes()
+            # Sockets are no files; others may go while we look.
+            with suppress(OSError):
+                if path.is_file():
+                    found[str(path.relative_to(self.folder))] = path.read_bytes()
         for pid in carriers(self.name):
             try:
                 found[f"cmdline {pid}"] = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -385,9 +390,40 @@ def write_service(
     }
     for key, value in overrides.items():
         if isinstance(value, dict) and isinstance(content.get(key), dict):
-            content[key] = {**content[key], **value}
+            merged = {**content[key], **value}
+            # None takes a key away.
+            content[key] = {k: v for k, v in merged.items() if v is not None}
         else:
             content[key] = value
     path = folder / "service.json"
     path.write_text(json.dumps(content))
     return path
+
+
+def make_service(
+    folder: Path,
+    models: Path,
+    model: str = "good",
+    *,
+    name: str = "faulty",
+    workers: int = 2,
+    env: dict[str, str] | None = None,
+    faults: str | None = None,
+    **overrides: Any,
+) -> Service:
+    """A service that is not started yet.
+
+    :param models: exports by name, of which ``model`` becomes version 1
+    :param faults: arms fault points (an empty text: ``arm`` will)
+    :param overrides: of the service JSON, by top key
+    """
+    # Nobody else's shared memory has this name, not even of another run.
+    name = f"{name}-{os.getpid()}-{next(_serial)}"
+    place = folder / name
+    config = write_service(place, name, models, model, overrides)
+    given = {MARKER: name, **(env or {})}
+    if faults is not None:
+        (place / "faults").write_text(faults)
+        given["PROCSERVER_FAULTS"] = f"@{place / 'faults'}"
+    log = place / "server.log"
+    return Service(config, log, workers=workers, env=given, models=models)

@@ -58,6 +58,7 @@ class LiveServer:
     workers: int = 2
     env: dict[str, str] = field(default_factory=dict)
     python: str = sys.executable
+    conf: Path = ROOT / "conf" / "serve.py"
     # One core means one thread, which fixes the last bits of scores.
     core: int | None = None
     port: int = field(default_factory=free_port)
@@ -85,7 +86,7 @@ class LiveServer:
             self.process = subprocess.Popen(
                 [
                     self.python,
-                    *("-m", "gunicorn", "-c", str(ROOT / "conf" / "serve.py")),
+                    *("-m", "gunicorn", "-c", str(self.conf)),
                     *("-b", f"127.0.0.1:{self.port}", "-w", str(self.workers)),
                 ],
                 cwd=ROOT,

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,27 +29,6 @@ Launch = Callable[..., LiveServer]
 ITEMS = ["item_0001", "item_0017", "nobody", "item_0034"]
 BODY = build(ITEMS).SerializeToString()
 SECONDS = 60.0
-
-
-class Renamed(tiny.Ranker):
-    def forward(
-        self,
-        data: dict[str, torch.Tensor],
-        device: torch.device = torch.device("cpu"),  # noqa: B008
-    ) -> dict[str, torch.Tensor]:
-        return {"probs_ctr": data["age.values"][:, 0], "other": data["age.values"]}
-
-
-class Lost(tiny.Ranker):
-    """Scores that are no numbers."""
-
-    def forward(
-        self,
-        data: dict[str, torch.Tensor],
-        device: torch.device = torch.device("cpu"),  # noqa: B008
-    ) -> dict[str, torch.Tensor]:
-        nothing = data["age.values"][:, 0] * float("nan")
-        return {"probs_ctr": nothing, "probs_cvr": nothing}
 
 
 class Endless(tiny.Ranker):
@@ -121,51 +99,6 @@ def ended(server: LiveServer, number: int) -> dict[str, Any]:
     return last_reload(server)
 
 
-def memory(pid: int) -> int:
-    """Resident kilobytes of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0])
-
-
-def test_ten_good_reloads_under_load(launch: Launch, tmp_path: Path) -> None:
-    root = Root.write(tmp_path / "service", "tenfold")
-    server = launch(root.config).start()
-    first = segments(server)
-    used: list[tuple[int, int, int]] = []
-    with Traffic(server, BODY) as traffic:
-        for number in range(1, 11):
-            root.publish(tiny.Ranker())
-            last = reload(server, number)
-            assert last["outcome"] == "done", last
-            assert last["version"] == str(root.newest)
-            assert last["reason"] is None
-            switched = time.monotonic()
-            time.sleep(0.2)
-            assert traffic.versions(switched + 0.1) <= {str(root.newest)}
-            shared = sum(
-                (Path("/dev/shm") / n).stat().st_size for n in segments(server)
-            )
-            fds = len(os.listdir(f"/proc/{server.pid}/fd"))
-            used.append((shared, fds, memory(server.pid)))
-            assert len(children(server.pid)) == 3
-    traffic.check(root.versions)
-    assert traffic.versions() == set(root.versions)
-    assert len(segments(server)) == len(first)
-    assert {row[:2] for row in used[1:]} == {used[1][:2]}, "memory and descriptors"
-    assert used[-1][2] - used[1][2] < 4096, "the master grows"
-    text = server.text()
-    assert text.count(": done, version") == 10
-    for pid in children(server.pid):
-        assert os.sched_getscheduler(pid) == os.SCHED_OTHER
-    masks = [frozenset(os.sched_getaffinity(p)) for p in children(server.pid)[1:]]
-    if len(os.sched_getaffinity(0)) > 1:
-        assert len(set(masks)) == 2, "each worker took its predecessor's core"
-    metrics = server.request("GET", "/metrics").body.decode()
-    assert 'procserver_reloads_total{outcome="done"} 10.0' in metrics
-    assert "procserver_workers_ready 2.0" in metrics
-    server.stop()
-
-
 @pytest.fixture(scope="module")
 def served(
     tmp_path_factory: pytest.TempPathFactory,
@@ -183,56 +116,6 @@ def served(
 def cut(version: Path) -> None:
     script = version / "scripted_model.pt"
     script.write_bytes(script.read_bytes()[:-2000])
-
-
-def flip(version: Path) -> None:
-    script = version / "scripted_model.pt"
-    data = bytearray(script.read_bytes())
-    data[len(data) // 2] ^= 1
-    script.write_bytes(data)
-
-
-def no_features(version: Path) -> None:
-    (version / "fg.json").unlink()
-
-
-def other_features(version: Path) -> None:
-    features = {"features": tiny.FG["features"][1:]}
-    (version / "fg.json").write_text(json.dumps(features))
-
-
-def with_fbgemm(version: Path) -> None:
-    with zipfile.ZipFile(version / "scripted_model.pt", "a") as archive:
-        top = archive.namelist()[0].split("/")[0]
-        archive.writestr(f"{top}/code/more.py", "ops.fbgemm.segment_sum_csr(1, x, x)\n")
-
-
-BAD: dict[str, tuple[Any, str]] = {
-    "truncated": (cut, "scripted_model.pt"),
-    "flipped": (flip, "scripted_model.pt"),
-    "no fg.json": (no_features, "fg.json"),
-    "another fg.json": (other_features, "does it belong to this fg.json"),
-    "NaN": (Lost, "holds NaN"),
-    "outputs": (Renamed, "returns no 'probs_cvr' any more"),
-    "fbgemm": (with_fbgemm, "fbgemm operators, which are not installed"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_a_bad_version_is_refused(
-    served: tuple[Root, LiveServer, Traffic], kind: str
-) -> None:
-    root, server, _ = served
-    spoil, reason = BAD[kind]
-    if isinstance(spoil, type):
-        version = root.publish(spoil())
-    else:
-        version = root.publish()
-        spoil(version)
-    try:
-        refused(server, reason)
-    finally:
-        shutil.rmtree(version)
 
 
 def refused(server: LiveServer, reason: str, *, strike: bool = False) -> None:
@@ -254,58 +137,6 @@ def refused(server: LiveServer, reason: str, *, strike: bool = False) -> None:
     metrics = server.request("GET", "/metrics").body.decode()
     assert "procserver_last_reload_reason_info" in metrics
     assert f'procserver_reloads_total{{outcome="refused"}} {number}.0' in metrics
-
-
-@pytest.mark.parametrize(
-    ("edit", "reason"),
-    [
-        (lambda c: c.update(metadata=7), "metadata"),
-        (lambda c: c["model_config"].update(fg_threads="many"), "fg_threads"),
-        (lambda c: c["procserver"].update(model_version="77"), "77"),
-        (lambda c: c["metadata"].update(name="else"), "needs a restart"),
-        (lambda c: c["model_config"].update(url="more.parquet"), "another item source"),
-        (lambda c: c.update(model_path="nowhere"), "does not exist"),
-    ],
-)
-def test_a_bad_configuration_is_refused(
-    served: tuple[Root, LiveServer, Traffic],
-    edit: Callable[[dict[str, Any]], None],
-    reason: str,
-) -> None:
-    root, server, _ = served
-    kept = root.config.read_text()
-    other = Root(root.config, root.path)
-    # The harness reads the service's name there while the file is another one.
-    other.change(edit)
-    broken = root.config.read_text()
-    root.config.write_text(kept)
-    named = LiveServer(
-        Path(shutil.copy(root.config, root.config.with_suffix(".kept"))),
-        server.log,
-        port=server.port,
-        process=server.process,
-    )
-    root.config.write_text(broken)
-    try:
-        refused(named, reason)
-    finally:
-        root.config.write_text(kept)
-
-
-def test_a_broken_file_is_refused(served: tuple[Root, LiveServer, Traffic]) -> None:
-    root, server, _ = served
-    kept = root.config.read_text()
-    named = LiveServer(
-        Path(shutil.copy(root.config, root.config.with_suffix(".kept"))),
-        server.log,
-        port=server.port,
-        process=server.process,
-    )
-    root.config.write_text(kept[: len(kept) // 2])
-    try:
-        refused(named, "JSON")
-    finally:
-        root.config.write_text(kept)
 
 
 def test_a_model_that_never_answers_is_refused(
@@ -366,29 +197,6 @@ def test_a_follower_that_dies_takes_the_reload_back(
     shutil.rmtree(version)
     last = reload(server, number + 1)
     assert last["outcome"] == "done", "the same version again, which is allowed"
-
-
-def test_a_storm_of_signals_is_one_reload_or_two(
-    launch: Launch, tmp_path: Path
-) -> None:
-    root = Root.write(tmp_path / "service", "storm")
-    server = launch(root.config).start()
-    root.publish(tiny.Ranker())
-    most = 0
-    with Traffic(server, BODY, clients=2) as traffic:
-        for _ in range(20):
-            os.kill(server.pid, signal.SIGHUP)
-            most = max(most, len(children(server.pid)))
-            time.sleep(0.02)
-        while "reload 2: done" not in server.text():
-            assert "reload 3: begins" not in server.text()
-            most = max(most, len(children(server.pid)))
-            time.sleep(0.02)
-        time.sleep(1.2)
-    assert "reload 3: begins" not in server.text()
-    assert most <= 4, "two workers, a third one, the refresher"
-    traffic.check(root.versions)
-    server.stop()
 
 
 def test_an_early_signal_is_remembered(launch: Launch, tmp_path: Path) -> None:
