@@ -157,6 +157,7 @@ cdef class _Gather:
     cdef int64_t count
     cdef const Field **fields
     cdef ColumnView *views
+    cdef int64_t near        # where in a record the first cell is that is asked for
 
     cdef int open(
         self, Records records, const int64_t[::1] rows, list columns,
@@ -177,9 +178,17 @@ cdef class _Gather:
         self.rows = rows.shape[0]
         self.count = len(columns)
         self.arena = Arena()
+        self.near = records.layout.bits
         self.heads = <const char **>self.arena.alloc(self.rows * sizeof(void *))
         self.fields = <const Field **>self.arena.alloc(self.count * sizeof(void *))
         self.views = <ColumnView *>self.arena.alloc(self.count * sizeof(ColumnView))
+        for i in range(self.count):
+            row = columns[i]
+            if row < 0 or row >= records.layout.count:
+                raise IndexError(f"column {row} of {records.layout.count}")
+            self.fields[i] = &records.layout.fields[row]
+            self.near = min(
+                self.near, self.fields[i].slot if self.fields[i].width else 0)
         for i in range(self.rows):
             row = rows[i]
             if row < -1 or row >= limit:
@@ -190,11 +199,9 @@ cdef class _Gather:
             else:
                 self.heads[i] = (
                     records.missing if row < 0 else record_at(records, row))
-        for i in range(self.count):
-            row = columns[i]
-            if row < 0 or row >= records.layout.count:
-                raise IndexError(f"column {row} of {records.layout.count}")
-            self.fields[i] = &records.layout.fields[row]
+            # PERF: one line of each record first, so that the pages of many are
+            # looked up side by side.
+            prefetch(self.heads[i] + self.near)
         return 0
 
     cdef int mark_delta(self, int64_t i) except -1:
@@ -262,13 +269,16 @@ cdef class _Gather:
         return 0
 
     cdef void prefetch_records(self, int64_t start) noexcept nogil:
-        cdef int64_t size = min(self.records.layout.stride, <int64_t>PREFETCHED)
+        """Asks for what is read of a stripe: from the first cell to the bits."""
+        cdef int64_t last = self.records.layout.stride - 1
+        cdef int64_t stop = min(last, self.near + PREFETCHED)
         cdef int64_t i, byte
         for i in range(start, min(start + STRIPE, self.rows)):
-            byte = 0
-            while byte < size:
+            byte = self.near
+            while byte < stop:
                 prefetch(self.heads[i] + byte)
                 byte += 64
+            prefetch(self.heads[i] + last)
 
     cdef void prefetch_heaps(self) noexcept nogil:
         cdef int64_t i

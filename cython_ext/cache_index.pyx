@@ -39,7 +39,7 @@ from cython_ext.intrinsics cimport mul_high, prefetch
 from cython_ext.xxh64 cimport xxh64_bytes
 
 cdef enum:
-    BATCH = 64               # ids hashed before their slots are looked at
+    BATCH = 128              # ids hashed before their slots are looked at
     AHEAD = 16               # records fetched ahead while the index is filled
 
 
@@ -187,7 +187,7 @@ cdef class ItemIndex:
                 present[i] = read_id(&ids.view, start + i, &items[i])
                 if present[i]:
                     hashes[i] = hash_of(&items[i])
-                    prefetch(&self.slots[mul_high(hashes[i], self.capacity)])
+                    self.fetch(hashes[i])
                     if count:
                         overlay.fetch(hashes[i])
             if ids.view.kind == STRING:
@@ -221,8 +221,13 @@ cdef class ItemIndex:
             out[i] = self.find_row(&items[i], hashes[i])
 
     cdef void fetch(self, uint64_t hash_) noexcept nogil:
-        """Asks for the home slot of an id."""
-        prefetch(&self.slots[mul_high(hash_, self.capacity)])
+        """Asks for the home slot of an id and the one two further.
+
+        PERF: that is the next cache line where the home slot is late in its own.
+        """
+        cdef const Slot *slot = &self.slots[mul_high(hash_, self.capacity)]
+        prefetch(slot)
+        prefetch(<const void *>(<uintptr_t>slot + 2 * sizeof(Slot)))
 
     cdef int64_t find_row(self, const ItemId *item, uint64_t hash_) noexcept nogil:
         """Row number of an id; -1: unknown."""

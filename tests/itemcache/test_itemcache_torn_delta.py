@@ -172,14 +172,14 @@ def test_reads_are_whole_while_writers_are_killed(control: ControlSegment) -> No
     publish_base(control)
     last = kills = 0
     with readers(control, 1) as running:
-        while kills < 12:
+        while kills < 6:
             with start_writer(control, last) as writer:
                 assert writer.stdout is not None
                 for count, line in enumerate(writer.stdout):
                     last = int(line)
-                    if count == 3 + kills:
+                    if count == 3 + 2 * kills:
                         # Somewhere in the work of a batch, never at the same place.
-                        time.sleep(0.0003 * kills + 0.019)
+                        time.sleep(0.0006 * kills + 0.019)
                         writer.kill()
             kills += 1
             # What the dead one had published without telling.
