@@ -5,6 +5,7 @@ The inverse of ``cache_pack``. Every length found in a record is checked against
 the cell, and the cell against the segment, before anything is read through it.
 """
 
+cimport cython
 from libc.stdint cimport (
     INT32_MAX,
     int32_t,
@@ -144,6 +145,7 @@ cdef void _copy_narrow(
         out[i] = (<const uint32_t *>(heads[i] + slot))[0]
 
 
+@cython.final
 cdef class _Gather:
     """One call: the records of the rows asked for, and where cells go."""
 

@@ -1,6 +1,7 @@
 # cython: language_level=3
 """Open-addressing index from item ids to row numbers, inside a segment."""
 
+cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cython_ext.cache_overlay cimport Overlay
@@ -14,6 +15,7 @@ ctypedef struct Slot:
     uint32_t tag
 
 
+@cython.final
 cdef class ItemIndex:
     cdef readonly Records records
     cdef Slot *slots
@@ -24,8 +26,12 @@ cdef class ItemIndex:
     cdef int _lookup(
         self, Column ids, int64_t *out, Overlay overlay, int64_t count
     ) except -1 nogil
-    cdef void _find_all(
-        self, const ItemId *items, const uint64_t *hashes, const bint *present,
+    cdef void _read_ids(
+        self, Column ids, int64_t start, int64_t batch, ItemId *items,
+        uint64_t *hashes, bint *present,
+    ) noexcept nogil
+    cdef void _find_changed(
+        self, const ItemId *items, const uint64_t *hashes, bint *present,
         int64_t batch, int64_t *out, Overlay overlay, int64_t count,
     ) noexcept nogil
     cdef Slot *_find(self, const ItemId *item, uint64_t hash_) noexcept nogil

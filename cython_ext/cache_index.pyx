@@ -14,10 +14,13 @@ comes from the upper bits of the hash (multiply and shift), so capacity need not
 be a power of two; collisions go to the next slot.
 """
 
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp
 
 import numpy as np
+
+cimport numpy as cnp
 
 from cython_ext.cache_overlay cimport Overlay
 from cython_ext.cache_records cimport (
@@ -38,6 +41,8 @@ from cython_ext.column cimport INT32, INT64, STRING, Column
 from cython_ext.intrinsics cimport mul_high, prefetch
 from cython_ext.xxh64 cimport xxh64_bytes
 
+cnp.import_array()
+
 cdef enum:
     BATCH = 128              # ids hashed before their slots are looked at
     AHEAD = 16               # records fetched ahead while the index is filled
@@ -50,6 +55,7 @@ cdef inline uint32_t _tag(uint64_t hash_, bint text) noexcept nogil:
     return <uint32_t>(hash_ << 1) | text
 
 
+@cython.final
 cdef class ItemIndex:
     """``capacity`` slots at ``offset`` of the segment of ``records``.
 
@@ -100,11 +106,13 @@ cdef class ItemIndex:
             return np.full(ids.view.rows, -1, dtype=np.int64)
         if ids.view.kind not in (INT32, INT64, STRING):
             raise TypeError(f"item ids cannot be {ids.kind.name}")
-        rows = np.empty(ids.view.rows, dtype=np.int64)
-        cdef int64_t[::1] out = rows
-        if ids.view.rows:
-            with nogil:
-                self._lookup(ids, &out[0], overlay, count if overlay is not None else 0)
+        cdef cnp.npy_intp length = ids.view.rows
+        cdef cnp.ndarray rows = cnp.PyArray_EMPTY(1, &length, cnp.NPY_INT64, 0)
+        cdef int64_t *out = <int64_t *>cnp.PyArray_DATA(rows)
+        if overlay is None:
+            count = 0
+        with nogil:
+            self._lookup(ids, out, overlay, count)
         return rows
 
     def reachable(self) -> bytearray:
@@ -183,36 +191,62 @@ cdef class ItemIndex:
         cdef int64_t start = 0
         while start < ids.view.rows:
             batch = min(ids.view.rows - start, <int64_t>BATCH)
-            for i in range(batch):
-                present[i] = read_id(&ids.view, start + i, &items[i])
-                if present[i]:
-                    hashes[i] = hash_of(&items[i])
-                    self.fetch(hashes[i])
-                    if count:
+            self._read_ids(ids, start, batch, items, hashes, present)
+            if count:
+                for i in range(batch):
+                    if present[i]:
                         overlay.fetch(hashes[i])
             if ids.view.kind == STRING:
                 for i in range(batch):
                     if present[i] and items[i].text != NULL:
                         self._fetch_text(hashes[i])
             if count:
+                self._find_changed(
+                    items, hashes, present, batch, out + start, overlay, count)
+            else:
                 for i in range(batch):
+                    out[start + i] = -1
                     if present[i]:
-                        overlay.fetch_record(hashes[i])
-            self._find_all(
-                items, hashes, present, batch, out + start, overlay, count)
+                        out[start + i] = self.find_row(&items[i], hashes[i])
             start += batch
         return 0
 
-    cdef void _find_all(
-        self, const ItemId *items, const uint64_t *hashes, const bint *present,
+    cdef void _read_ids(
+        self, Column ids, int64_t start, int64_t batch, ItemId *items,
+        uint64_t *hashes, bint *present,
+    ) noexcept nogil:
+        """Reads and hashes ids, and asks for their slots."""
+        cdef int64_t i
+        cdef const int64_t *numbers = <const int64_t *>ids.view.values.data
+        if ids.view.kind == INT64 and ids.view.valid == NULL:
+            for i in range(batch):
+                items[i].word = <uint64_t>numbers[start + i]
+                items[i].text = NULL
+                items[i].length = 0
+                present[i] = True
+                hashes[i] = mix(items[i].word)
+                self.fetch(hashes[i])
+            return
+        for i in range(batch):
+            present[i] = read_id(&ids.view, start + i, &items[i])
+            if present[i]:
+                hashes[i] = hash_of(&items[i])
+                self.fetch(hashes[i])
+
+    cdef void _find_changed(
+        self, const ItemId *items, const uint64_t *hashes, bint *present,
         int64_t batch, int64_t *out, Overlay overlay, int64_t count,
     ) noexcept nogil:
+        """Rows where the delta comes first; most ids are not in it."""
+        cdef bint[BATCH] changed
         cdef int64_t i, number
+        for i in range(batch):
+            changed[i] = present[i] and overlay.fetch_record(hashes[i])
         for i in range(batch):
             out[i] = -1
             if not present[i]:
                 continue
-            if count:
+            if changed[i]:
                 number = overlay.find(&items[i], hashes[i], count)
                 if number >= 0:
                     if not overlay.is_grave(number):
@@ -241,6 +275,8 @@ cdef class ItemIndex:
         cdef uint32_t tag = _tag(hash_, item.text != NULL)
         cdef int64_t probes = self.capacity
         cdef Slot *slot = &self.slots[at]
+        if slot.tag == tag and slot.row != 0 and self._equal(slot, item):
+            return slot
         # SAFETY: bounded, so that even a damaged index without an empty slot
         # cannot keep a worker.
         while slot.row != 0 and probes > 0:

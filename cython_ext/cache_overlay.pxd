@@ -1,6 +1,7 @@
 # cython: language_level=3
 """Index from item ids to the records of a delta, read while it is written."""
 
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from cython_ext.cache_records cimport ItemId, Records
@@ -11,6 +12,7 @@ cdef enum:
     NUMBER_MASK = (1 << 24) - 1
 
 
+@cython.final
 cdef class Overlay:
     cdef readonly Records records
     cdef uint64_t *slots
@@ -22,7 +24,7 @@ cdef class Overlay:
     ) noexcept nogil
     cdef bint is_grave(self, int64_t number) noexcept nogil
     cdef void fetch(self, uint64_t hash_) noexcept nogil
-    cdef void fetch_record(self, uint64_t hash_) noexcept nogil
+    cdef bint fetch_record(self, uint64_t hash_) noexcept nogil
     cdef int64_t _walk(self, int64_t number, int64_t count) noexcept nogil
     cdef int64_t _enter(
         self, int64_t first, const uint8_t *graves, int64_t count

@@ -18,6 +18,7 @@ what they hold are written before the slot is. A slot whose tag fits is believed
 only when the record has the very id.
 """
 
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp
 
@@ -49,6 +50,7 @@ cdef inline int64_t _number(uint64_t word) noexcept nogil:
     return <int64_t>(word & NUMBER_MASK) - 1
 
 
+@cython.final
 cdef class Overlay:
     """``capacity`` slots at ``slots`` and a link for each of ``records`` at ``links``.
 
@@ -138,14 +140,15 @@ cdef class Overlay:
         """Asks for the home slot of an id."""
         prefetch(&self.slots[mul_high(hash_, self.capacity)])
 
-    cdef void fetch_record(self, uint64_t hash_) noexcept nogil:
-        """Asks for the record behind the home slot, if that fits."""
+    cdef bint fetch_record(self, uint64_t hash_) noexcept nogil:
+        """Whether an id may have a record; asks for that behind the home slot."""
         cdef uint64_t word = load_u64(&self.slots[mul_high(hash_, self.capacity)])
         cdef int64_t number = _number(word)
         if word & ~<uint64_t>NUMBER_MASK == _tag(hash_) and (
             0 <= number < self.records.rows
         ):
             prefetch(record_at(self.records, number))
+        return word != 0
 
     cdef uint64_t *_place(
         self, const ItemId *item, uint64_t hash_, int64_t *before
