@@ -390,7 +390,7 @@ cdef class Composer:
 
     cdef int _load_times(self, const Item *item) except -1 nogil:
         cdef int64_t groups = 0
-        cdef int64_t bit, i
+        cdef int64_t bit, _i
         cdef uint64_t heap = (<const uint64_t *>(item.record + RECORD_HEAP))[0]
         cdef uint64_t end = (
             <const uint32_t *>(item.record + self.layout.last_bound))[0]
@@ -404,7 +404,7 @@ cdef class Composer:
             &groups)
         if p == NULL:
             _damaged()
-        for i in range(groups):
+        for _i in range(groups):
             for bit in range(self.layout.count + STAMP_EXTRA):
                 if stamp_has(p, bit):
                     self.times[bit] = stamp_time(p)
@@ -670,7 +670,7 @@ def buried(Records records not None, const int64_t[::1] rows not None):
     :raises IndexError: for a row that does not exist
     :raises ValueError: if a record is damaged
     """
-    cdef int64_t i, k
+    cdef int64_t i, _k
     cdef int64_t groups = 0
     cdef int64_t bit = records.layout.count + 1
     cdef const char *record
@@ -691,7 +691,7 @@ def buried(Records records not None, const int64_t[::1] rows not None):
         p = stamps_at(
             records.mapping.base + end, records.mapping.size - end,
             records.layout.stamp_bytes, &groups)
-        for k in range(groups):
+        for _k in range(groups):
             if stamp_has(p, bit):
                 out[i] = stamp_time(p)
             p += STAMP_TIME + records.layout.stamp_bytes

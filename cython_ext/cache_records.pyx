@@ -39,7 +39,8 @@ cdef class RecordLayout:
     Order: heap address, id, 8-byte cells, 4-byte cells, u32 bounds (end of the
     id's text, then of each variable cell, counted from the row's heap address),
     bits (0: the id is text; 1 + i: column i is null; the last one: stamps follow
-    the cells). The size is rounded up to 8 bytes. Columns keep schema order inside each group.
+    the cells). The size is rounded up to 8 bytes. Columns keep schema order inside
+    each group.
 
     :raises ValueError: for a number that is no ``Kind``
     """
@@ -129,9 +130,7 @@ cdef bint id_in_record(
     out.length = 0
     if bit_of(record, records.layout.bits, 0):
         out.length = (<const uint32_t *>(record + records.layout.bounds))[0]
-        if out.length > LONGEST_ID or heap > size or (
-            <uint64_t>out.length > size - heap
-        ):
+        if out.length > LONGEST_ID or heap > size or out.length > size - heap:
             return False
         out.text = records.mapping.base + heap
     return True
@@ -146,9 +145,10 @@ cdef int64_t heap_extent(Records records, const char *record) noexcept nogil:
         return -1
     if not bit_of(record, records.layout.bits, records.layout.stamped):
         return cells
+    cdef const char *end = records.mapping.base + heap + cells
     if stamps_at(
-        records.mapping.base + heap + cells, size - heap - cells,
-        records.layout.stamp_bytes, &groups) == NULL:
+        end, size - heap - cells, records.layout.stamp_bytes, &groups
+    ) == NULL:
         return -1
     return cells + stamps_size(groups, records.layout.stamp_bytes)
 

@@ -11,6 +11,7 @@ from cython_ext.cache_compose import NO_TIME, Composer, buried
 from cython_ext.cache_copy import RecordCopier
 from cython_ext.cache_overlay import GRAVE, MOST_RECORDS
 from procserver.errors import ServiceError, SourceError
+from procserver.faults import hit
 from procserver.itemcache import layout
 from procserver.itemcache.companion import CompanionMaker
 from procserver.itemcache.control import ControlSegment
@@ -228,8 +229,10 @@ class DeltaWriter:
             self._control.state(self._table)[0] == self.number
         ):
             return
+        hit("delta.publish")
         self._control.publish(self.number, self._table, self._written)
         self._published = self._written
+        hit("delta.publish")
 
     def _apply(self, chunk: Sequence[Ready]) -> Applied:
         composer = Composer(self._segment.layout, [ready.step for ready in chunk])
@@ -240,6 +243,7 @@ class DeltaWriter:
         if composer.kept:
             self._reserve(composer.kept, composer.fresh, composer.heap)
             at, heap = self._segment.room()
+            hit("delta.write")
             self._segment.heap_end = composer.pack(self._segment.mapping, at, heap)
             self._enter(composer.graves())
         return Applied(composer.upserted, composer.deleted, composer.stale, +skipped)
@@ -303,13 +307,16 @@ class DeltaWriter:
         first = self._written
         written = first + len(graves)
         self._segment.written = written
+        hit("delta.write")
         view = self._generation.at(written)
         self._companions = [
             companion
             for companion in self._companions
             if self._extend(companion, view, graves)
         ]
+        hit("delta.write")
         self._ids += self._segment.overlay.enter(first, graves)
+        hit("delta.write")
         self._written = written
 
     def _complain(self, error: Exception) -> None:

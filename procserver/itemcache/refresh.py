@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from procserver.errors import ProcserverError, SourceError
+from procserver.faults import hit
 from procserver.itemcache.commands import BUILD, FIRST, KEEP, MAKE, STOP
 from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.control import ControlSegment
@@ -82,12 +83,14 @@ def build(
     """
     began = time.monotonic()
     control.sweep()
+    hit("source.read")
     about = source.describe()
     _, batches = source.snapshot()
     with GenerationWriter(
         control, about.key, about.schema, table=table, expected_rows=about.rows
     ) as writer:
         for batch in batches:
+            hit("source.read")
             writer.append(batch)
         writer.seal()
         made = _make_companion(writer.name, control, companion)

@@ -21,7 +21,12 @@ from procserver.config import ServiceConfig, SourceConfig
 from procserver.errors import ProcserverError, SourceError
 from procserver.itemcache.commands import FIRST, keep_command, make_command
 from procserver.itemcache.control import ControlSegment
-from procserver.lifecycle.process import Closable, close_sockets, die_with_parent
+from procserver.lifecycle.process import (
+    Closable,
+    close_sockets,
+    die_with_parent,
+    reopen_logs,
+)
 from procserver.lifecycle.reports import Message, Reporter, Reports
 from procserver.model.package import ModelPackage
 from procserver.observe import metrics
@@ -168,6 +173,11 @@ class Refresher:
         elif time.monotonic() >= self._start_at:
             self.start(listeners)
 
+    def reopen_logs(self) -> None:
+        """Has the child go on in new log files, if it runs."""
+        if self._reports is not None and not self._reports.closed:
+            os.kill(self._pid, signal.SIGUSR1)
+
     def stop(self) -> None:
         """Ends the child and removes the service's shared memory."""
         if self._reports is not None and not self._reports.closed:
@@ -258,6 +268,7 @@ def _run_child(
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         # The master ends its refresher itself, after the workers.
         signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda signum, frame: reopen_logs())
     # NOTE: these import pyarrow, which starts threads: never in the master.
     from procserver.itemcache.refresh import BuildReport, CompanionReport, Report, run
     from procserver.itemcache.sources import open_source

@@ -7,6 +7,7 @@ number in all columns of a row, and for each item never an older one than before
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,10 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
-from cython_ext.column import Kind
+from cython_ext.column import Column, Kind
 from procserver import shm
 from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.delta import DeltaWriter
+from procserver.itemcache.reader import CacheReader, Generation
+from procserver.itemcache.sources import Upsert
 from procserver.itemcache.writer import GenerationWriter
 
 ROWS = 600
@@ -44,7 +49,12 @@ rows, wanted = int(sys.argv[2]), int(sys.argv[3])
 ids = Column.from_arrow(pa.array([f"i{n}" for n in range(rows)]))
 reads = torn = back = states = 0
 last, known = (0, 0), np.zeros(rows, np.int64)
-while reads < wanted or not select.select([sys.stdin], [], [], 0)[0]:
+print("ready", flush=True)
+told = ended = False
+while not ended:
+    # Once more after it was told, so that the last state is among those it saw.
+    ended = told and reads >= wanted
+    told = told or bool(select.select([sys.stdin], [], [], 0)[0])
     view = reader.current()
     state = (view.number, view.count)
     back += state < last
@@ -123,12 +133,19 @@ def readers(control: ControlSegment, count: int) -> Iterator[list[subprocess.Pop
         for _ in range(count)
     ]
     try:
+        for reader in running:
+            assert _line(reader) == "ready\n"
         yield running
     finally:
         for reader in running:
             reader.kill()
             if not reader.stdout.closed:
                 reader.communicate()
+
+
+def _line(process: subprocess.Popen) -> str:
+    assert process.stdout is not None
+    return str(process.stdout.readline())
 
 
 def start_writer(control: ControlSegment, first: int) -> subprocess.Popen:
@@ -147,7 +164,7 @@ def finish(running: list[subprocess.Popen]) -> None:
         assert reader.returncode == 0
         assert (torn, back) == (0, 0)
         assert reads >= READS
-        assert states > 5
+        assert states > 1
 
 
 def publish_base(control: ControlSegment) -> None:
@@ -158,14 +175,11 @@ def publish_base(control: ControlSegment) -> None:
 
 def test_a_million_reads_beside_a_writer_are_whole(control: ControlSegment) -> None:
     publish_base(control)
-    with readers(control, 4) as running:
-        writer = start_writer(control, 0)
-        try:
-            finish(running)
-        finally:
-            writer.kill()
-            out, _ = writer.communicate()
-    assert len(out.split()) > 20
+    with readers(control, 4) as running, start_writer(control, 0) as writer:
+        for _ in range(60):
+            assert _line(writer)
+        finish(running)
+        writer.kill()
 
 
 def test_reads_are_whole_while_writers_are_killed(control: ControlSegment) -> None:
@@ -193,3 +207,73 @@ def test_reads_are_whole_while_writers_are_killed(control: ControlSegment) -> No
         f"{prefix}{number}",
         f"{prefix}{number}-delta",
     }
+
+
+KILLED = """
+import sys
+from test_itemcache_torn_delta import numbered
+from cython_ext.shm import Mapping
+from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.delta import DeltaWriter
+from procserver.itemcache.reader import CacheReader
+from procserver.itemcache.sources import Upsert
+from procserver.shm import reopen
+
+name, number = sys.argv[1], int(sys.argv[2])
+control = ControlSegment(name, Mapping(reopen(name), 4096, writable=True))
+with DeltaWriter(control, CacheReader(name).current()) as delta:
+    delta.apply([Upsert(numbered(range(0, 500), number))])
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "published"),
+    [
+        ("delta.write:1:kill", False),
+        ("delta.write:2:kill", False),
+        ("delta.write:3:kill", False),
+        ("delta.write:4:kill", False),
+        ("delta.publish:1:kill", False),
+        ("delta.publish:2:kill", True),
+    ],
+)
+def test_a_writer_killed_at_every_point(
+    control: ControlSegment, fault: str, published: bool
+) -> None:
+    publish_base(control)
+    reader = CacheReader(control.name)
+    with DeltaWriter(control, reader.current()) as delta:
+        delta.apply([Upsert(numbered(range(400, ROWS), 1))])
+    wanted = [0] * 400 + [1] * 200
+    assert numbers(reader.current()) == wanted
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED, control.name, "2"],
+        check=False,
+        env={
+            **os.environ,
+            "PROCSERVER_FAULTS": fault,
+            "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}.",
+        },
+    )
+    assert died.returncode == -signal.SIGKILL
+    if published:
+        wanted = [2] * 500 + [1] * 100
+    view = reader.current()
+    assert numbers(view) == wanted
+    with DeltaWriter(control, reader.current()) as delta:
+        assert numbers(view) == numbers(delta.view()) == wanted
+        # In the places of the records that nobody saw.
+        delta.apply([Upsert(numbered(range(300, 550), 3))], publish=False)
+        assert numbers(view) == wanted
+        delta.publish()
+    wanted[300:550] = [3] * 250
+    assert numbers(reader.current()) == wanted
+
+
+def numbers(view: Generation) -> list[int]:
+    """Column "a" of all items, which is what all their columns say."""
+    ids = Column.from_arrow(pa.array([f"i{key}" for key in range(ROWS)]))
+    cells = view.gather(view.lookup(ids), ["a", "b", "text"])
+    a, b, text = (column.to_pylist() for column in cells.values())
+    assert a == b == [int(word) for word in text]
+    return a
