@@ -5,6 +5,7 @@ The inverse of ``cache_pack``. Every length found in a record is checked against
 the cell, and the cell against the segment, before anything is read through it.
 """
 
+cimport cython
 from libc.stdint cimport (
     INT32_MAX,
     int32_t,
@@ -144,10 +145,13 @@ cdef void _copy_narrow(
         out[i] = (<const uint32_t *>(heads[i] + slot))[0]
 
 
+@cython.final
 cdef class _Gather:
     """One call: the records of the rows asked for, and where cells go."""
 
     cdef Records records
+    cdef Records delta
+    cdef uint8_t *deltas     # 1 for each row of the delta; NULL: there is none
     cdef Arena arena
     cdef int64_t rows
     cdef const char **heads
@@ -155,29 +159,58 @@ cdef class _Gather:
     cdef int64_t count
     cdef const Field **fields
     cdef ColumnView *views
+    cdef int64_t near        # where in a record the first cell is that is asked for
 
     cdef int open(
-        self, Records records, const int64_t[::1] rows, list columns
+        self, Records records, const int64_t[::1] rows, list columns,
+        Records delta, int64_t count,
     ) except -1:
         """Checks what is asked for and finds the records, not reading them yet."""
         cdef int64_t i, row
+        cdef int64_t limit = records.rows
+        if delta is not None:
+            if not 0 <= count <= delta.rows or (
+                delta.layout.stride != records.layout.stride
+            ):
+                raise IndexError(f"{count} records of {delta.rows}")
+            limit += count
         self.records = records
+        self.delta = delta
+        self.deltas = NULL
         self.rows = rows.shape[0]
         self.count = len(columns)
         self.arena = Arena()
+        self.near = records.layout.bits
         self.heads = <const char **>self.arena.alloc(self.rows * sizeof(void *))
         self.fields = <const Field **>self.arena.alloc(self.count * sizeof(void *))
         self.views = <ColumnView *>self.arena.alloc(self.count * sizeof(ColumnView))
-        for i in range(self.rows):
-            row = rows[i]
-            if row < -1 or row >= records.rows:
-                raise IndexError(f"row {row} of {records.rows}")
-            self.heads[i] = records.missing if row < 0 else record_at(records, row)
         for i in range(self.count):
             row = columns[i]
             if row < 0 or row >= records.layout.count:
                 raise IndexError(f"column {row} of {records.layout.count}")
             self.fields[i] = &records.layout.fields[row]
+            self.near = min(
+                self.near, self.fields[i].slot if self.fields[i].width else 0)
+        for i in range(self.rows):
+            row = rows[i]
+            if row < -1 or row >= limit:
+                raise IndexError(f"row {row} of {limit}")
+            if row >= records.rows:
+                self.heads[i] = record_at(delta, row - records.rows)
+                self.mark_delta(i)
+            else:
+                self.heads[i] = (
+                    records.missing if row < 0 else record_at(records, row))
+            # PERF: one line of each record first, so that the pages of many are
+            # looked up side by side.
+            prefetch(self.heads[i] + self.near)
+        return 0
+
+    cdef int mark_delta(self, int64_t i) except -1:
+        if self.deltas == NULL:
+            self.deltas = <uint8_t *>self.arena.alloc(self.rows)
+            memset(self.deltas, 0, self.rows)
+        self.deltas[i] = 1
         return 0
 
     cdef int run(self) except -1 nogil:
@@ -238,20 +271,26 @@ cdef class _Gather:
         return 0
 
     cdef void prefetch_records(self, int64_t start) noexcept nogil:
-        cdef int64_t size = min(self.records.layout.stride, <int64_t>PREFETCHED)
+        """Asks for what is read of a stripe: from the first cell to the bits."""
+        cdef int64_t last = self.records.layout.stride - 1
+        cdef int64_t stop = min(last, self.near + PREFETCHED)
         cdef int64_t i, byte
         for i in range(start, min(start + STRIPE, self.rows)):
-            byte = 0
-            while byte < size:
+            byte = self.near
+            while byte < stop:
                 prefetch(self.heads[i] + byte)
                 byte += 64
+            prefetch(self.heads[i] + last)
 
     cdef void prefetch_heaps(self) noexcept nogil:
         cdef int64_t i
         cdef int64_t last = self.records.layout.last_bound
         cdef uint64_t heap, size
-        cdef uint64_t base = <uint64_t><uintptr_t>self.records.mapping.base
+        cdef uint64_t base
         for i in range(self.rows):
+            base = <uint64_t><uintptr_t>self.records.mapping.base
+            if self.deltas != NULL and self.deltas[i]:
+                base = <uint64_t><uintptr_t>self.delta.mapping.base
             # An integer sum: the offset is not checked yet, and a prefetch may go
             # anywhere while a pointer may not.
             heap = base + (<const uint64_t *>(self.heads[i] + RECORD_HEAP))[0]
@@ -301,10 +340,14 @@ cdef class _Gather:
         cdef uint32_t start = (<const uint32_t *>(head + field.slot))[0]
         cdef uint32_t stop = (<const uint32_t *>(head + field.slot + 4))[0]
         cdef uint64_t size = self.records.mapping.size
+        cdef const char *base = self.records.mapping.base
+        if self.deltas != NULL and self.deltas[i]:
+            size = self.delta.mapping.size
+            base = self.delta.mapping.base
         if start > stop or heap > size or stop > size - heap:
             _damaged()
-        end[0] = self.records.mapping.base + heap + stop
-        return self.records.mapping.base + heap + start
+        end[0] = base + heap + stop
+        return base + heap + start
 
     cdef int texts(self, const Field *field, ColumnView *out) except -1 nogil:
         cdef Sink sink
@@ -475,12 +518,16 @@ cdef class _Gather:
 
 
 def gather(
-    Records records not None, const int64_t[::1] rows not None, columns
+    Records records not None, const int64_t[::1] rows not None, columns,
+    Records delta=None, int64_t count=0,
 ) -> list[Column]:
     """The cells of ``rows`` as columns, one per number in ``columns``.
 
     Row -1 gives nulls. The columns own their memory (one arena), so they outlive
     the segment. Safe to call from several threads.
+
+    With ``delta``, of the same layout, its first ``count`` records are the rows
+    behind those of ``records``.
 
     :raises IndexError: for a row or column that does not exist
     :raises ValueError: if a record is damaged
@@ -488,7 +535,7 @@ def gather(
     """
     cdef _Gather call = _Gather.__new__(_Gather)
     cdef int64_t i
-    call.open(records, rows, list(columns))
+    call.open(records, rows, list(columns), delta, count)
     with nogil:
         call.run()
     return [wrap_column(&call.views[i], call.arena) for i in range(call.count)]

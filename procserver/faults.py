@@ -46,6 +46,8 @@ POINTS = {
     "cache.alloc": "before shared memory of the item cache is allocated",
     "cache.write": "before a part of a generation or companion is written",
     "cache.publish": "before a generation is published, and after",
+    "delta.write": "before changes are written, generated, and found by readers",
+    "delta.publish": "before changes are published, and after",
     "reload.check": "before the master reads the service JSON for a reload",
     "reload.spawn": "before the master forks a worker for a reload",
     "model.load": "before a worker loads the model or attaches to its weights",

@@ -16,7 +16,7 @@ from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.sources import ItemSource
 from procserver.itemcache.writer import GenerationWriter
-from procserver.shm import attach, reclaim, unlink
+from procserver.shm import attach, reclaim
 
 __all__ = ["BUILD", "STOP", "BuildReport", "CompanionReport", "build", "reclaim", "run"]
 
@@ -216,7 +216,7 @@ class _Makers:
         number, _ = self.control.state(self.table)
         for digest in dropped - {m.digest for m in self.distinct()}:
             # Workers that read it keep what they have mapped.
-            unlink(self.control.companion_name(number, digest))
+            self.control.unlink_companion(number, digest)
 
 
 def _build_once(
