@@ -102,9 +102,10 @@ class ControlSegment:
         """Hands out a generation number. Writer only."""
         return self._mapping.add(layout.CONTROL_ALLOCATED, 1) + 1
 
-    def publish(self, generation: int, table: int = 0) -> None:
+    def publish(self, generation: int, table: int = 0, deltas: int = 0) -> None:
         """Makes a sealed generation the current one of its table. Writer only."""
-        self._mapping.store(layout.state_offset(table), layout.pack_state(generation))
+        state = layout.pack_state(generation, deltas)
+        self._mapping.store(layout.state_offset(table), state)
 
     def sweep(self) -> int:
         """Unlinks what no state names: builds that died, late unlinks.
@@ -133,6 +134,10 @@ class ControlSegment:
         for companion in shm.list_segments(f"{name}-"):
             self._unlink_own(companion)
 
+    def unlink_companion(self, number: int, digest: str) -> None:
+        """Removes what ``digest`` made of a generation and of its delta."""
+        shm.unlink(self.companion_name(number, digest))
+
     def _unlink_own(self, name: str) -> bool:
         owners = (self.owner, Owner(self.owner.pid, 0))
         return shm.recorded_owner(name) in owners and shm.unlink(name)
@@ -146,4 +151,6 @@ class ControlSegment:
             if self._mapping.load(layout.state_offset(table)):
                 self._mapping.store(layout.state_offset(table), 0)
         self.sweep()
+        for part in (layout.CURSOR, layout.CURSOR_DRAFT):
+            shm.unlink(self.name.removesuffix(layout.CONTROL) + part)
         shm.unlink(self.name)

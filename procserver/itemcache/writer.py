@@ -243,14 +243,16 @@ class GenerationWriter:
             **(known | fields),
         )
 
-    def publish(self) -> int:
+    def publish(self, deltas: int = 0) -> int:
         """Seals, makes this the current generation, unlinks the one before.
+
+        :param deltas: records of its delta that are published with it
 
         :return: the generation number
         """
         self.seal()
         before, _ = self._control.state(self._table)
-        self._control.publish(self.number, self._table)
+        self._control.publish(self.number, self._table, deltas)
         self._keep = True
         if before:
             self._control.unlink_generation(before)
@@ -344,7 +346,7 @@ class CompanionWriter(GenerationWriter):
         self.seal()
         self._keep = True
 
-    def publish(self) -> int:
+    def publish(self, deltas: int = 0) -> int:
         """Not for companions: the generation is what is published."""
         raise TypeError("a companion is not published")
 
