@@ -9,6 +9,7 @@ from typing import Any
 
 from cython_ext.column import Kind
 from procserver.errors import ProcserverError, SourceError
+from procserver.faults import hit
 from procserver.itemcache.compaction import compact
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
@@ -65,6 +66,7 @@ def load(
     :return: the writer, for the caller to close; where changes go on; whether the
         source is one to follow
     """
+    hit("source.read")
     about = source.describe()
     cursor, batches = source.snapshot()
     writer = GenerationWriter(
@@ -73,6 +75,7 @@ def load(
     try:
         for batch in batches:
             go_on()
+            hit("source.read")
             writer.append(batch)
         writer.seal()
     except BaseException:
@@ -199,6 +202,7 @@ class Builder:
         end = time.monotonic() + CATCH_UP
         while True:
             self._go_on()
+            hit("source.read")
             changes = source.changes(state.cursor, 0.0)
             if changes is None:
                 return False

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from procserver.faults import hit
 from procserver.itemcache.building import OpenSource, as_error, is_foldable
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.delta import Applied, DeltaFull
@@ -110,6 +111,7 @@ class Follower:
             self._live.wait(state, WAIT)
             return
         began = time.monotonic()
+        hit("source.read")
         changes = self._opened().changes(state.cursor, WAIT if state.follows else 0.0)
         if changes is None:
             state.follows = False

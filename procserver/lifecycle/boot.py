@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from gunicorn.errors import HaltServer
 
+from procserver import faults
 from procserver.config import ServiceConfig
 from procserver.errors import ServiceError
 from procserver.lifecycle import crew, refreshing, rundir
@@ -60,6 +61,7 @@ def on_starting(server: Any) -> None:
     # Vendor switches such as PYTORCH_TENSOREXPR_FALLBACK are torch's own.
     os.environ.update(service.envs.raw)
     try:
+        faults.announce()
         if service.engine != "torch":
             raise ServiceError(
                 f"processor {service.processor!r}: TensorFlow models are not served yet"

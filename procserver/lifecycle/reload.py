@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from procserver.errors import ConfigError, ServiceError
+from procserver.faults import hit
 from procserver.lifecycle import crew
 from procserver.lifecycle.fetching import fetch_copies
 from procserver.lifecycle.master import Member, Release, master
@@ -120,6 +121,7 @@ class Reloads:
     def _read(self, server: Any) -> None:
         attempt = self._running
         crew.keep_up(server)
+        hit("reload.check")
         settings = read_settings()
         for remark in settings.remarks:
             log.info("config: %s", remark)
@@ -160,6 +162,7 @@ class Reloads:
             return
         stale = [m for m in state.serving() if m.release is not attempt.new]
         place = stale[0].place if stale else None
+        hit("reload.spawn")
         attempt.canary = crew.spawn(server, attempt.new, place=place, gentle=True)
         attempt.fresh.append(attempt.canary)
         attempt.step = self._watch
@@ -206,6 +209,7 @@ class Reloads:
             crew.dismiss(server, _replaced(members, stale))
         elif stale or len(members) < server.num_workers:
             place = stale[0].place if stale else None
+            hit("reload.spawn")
             member = crew.spawn(server, state.release, place=place, gentle=bool(stale))
             attempt.fresh.append(member)
         else:
