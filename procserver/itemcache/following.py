@@ -37,7 +37,8 @@ class Follower:
     """Asks the source what has changed; :meth:`run` is its thread.
 
     A source that is one to follow is asked all the time, any other one once a period.
-    One that knows no changes has a full build instead.
+    One that knows no changes, or lost them, has a full build instead; with one that
+    is followed this is a gap.
     """
 
     def __init__(
@@ -81,7 +82,8 @@ class Follower:
         except CursorLost as error:
             self._live.lose(state)
             self._schedule.want(FULL)
-            self._report(FailureReport(GAP, error))
+            if state.follows:
+                self._report(FailureReport(GAP, error))
         except Exception as error:
             self._close()
             pause = self._pauses.failed()
