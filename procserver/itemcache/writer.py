@@ -6,8 +6,11 @@ from collections import Counter
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from cython_ext.cache_copy import RecordCopier
 from cython_ext.cache_index import ItemIndex
 from cython_ext.cache_pack import RowPacker
 from cython_ext.cache_records import Records
@@ -82,7 +85,7 @@ class GenerationWriter:
         self._expected = expected_rows
         self._layout = layout.record_layout(self._schema)
         self._blocks: list[int] = []
-        self._pending: list[tuple[RowPacker, int, int]] = []
+        self._pending: list[tuple[RowPacker | RecordCopier, int, int]] = []
         self._pending_rows = 0
         self._pending_heap = 0
         self._keep = False
@@ -137,17 +140,25 @@ class GenerationWriter:
         """Size of the segment so far."""
         return self._end
 
-    def append(self, batch: pa.RecordBatch) -> None:
+    def append(
+        self, batch: pa.RecordBatch, times: NDArray[np.int64] | None = None
+    ) -> None:
         """Adds the rows of a batch; columns that the schema lacks are ignored.
 
+        :param times: int64 event times of the rows; older events of a delta will
+            not overwrite them
         :raises SourceError: if the key is missing or a column does not fit its kind
         """
         names = batch.schema.names
         if self._key not in names:
             raise SourceError(f"key column {self._key!r} is missing")
-        self._append(self._packer(batch, names), batch.num_rows)
+        self._append(self._packer(batch, names, times), batch.num_rows)
 
-    def _append(self, packer: RowPacker, rows: int) -> None:
+    def append_records(self, copier: RecordCopier, rows: int) -> None:
+        """Adds records of the same schema as they are."""
+        self._append(copier, rows)
+
+    def _append(self, packer: RowPacker | RecordCopier, rows: int) -> None:
         self.skipped["null_key"] += packer.null_keys
         self.skipped["long_key"] += packer.long_keys
         self.skipped["huge_row"] += packer.huge_rows
@@ -162,19 +173,24 @@ class GenerationWriter:
             if self._pending_rows == block:
                 self._flush()
 
-    def _packer(self, batch: pa.RecordBatch, names: list[str]) -> RowPacker:
+    def _packer(
+        self,
+        batch: pa.RecordBatch,
+        names: list[str],
+        times: NDArray[np.int64] | None,
+    ) -> RowPacker:
         key = batch.column(names.index(self._key))
         columns = [
-            _column(name, kind, batch.column(names.index(name)))
+            source_column(name, kind, batch.column(names.index(name)))
             if name in names
             else Column.null(batch.num_rows)
             for name, kind in self._schema.items()
         ]
         try:
-            ids = _column(self._key, None, key)
+            ids = source_column(self._key, None, key)
             if ids.kind == Kind.ABSENT:
                 ids = Column.from_arrow(key.cast(pa.string()))
-            return RowPacker(self._layout, ids, columns)
+            return RowPacker(self._layout, ids, columns, times)
         except TypeError as error:
             raise SourceError(
                 f"key column {self._key!r} has Arrow type {key.type}; item ids are"
@@ -250,7 +266,6 @@ class GenerationWriter:
         """Seals, makes this the current generation, unlinks the one before.
 
         :param deltas: records of its delta that are published with it
-
         :return: the generation number
         """
         self.seal()
@@ -359,8 +374,11 @@ class CompanionWriter(GenerationWriter):
         shm.unlink(self.name)
 
 
-def _column(name: str, kind: Kind | None, array: pa.Array) -> Column:
-    """A source array as a column of ``kind`` (None: of its own)."""
+def source_column(name: str, kind: Kind | None, array: pa.Array) -> Column:
+    """A source array as a column of ``kind`` (None: of its own).
+
+    :raises SourceError: if it is not and cannot be made one
+    """
     if kind is None:
         column_kind(name, array.type)
     try:

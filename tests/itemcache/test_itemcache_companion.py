@@ -63,6 +63,13 @@ class Doubled:
         self.sampled = rows
         self.kinds = {"double": Kind.INT64}
 
+    def continued(self, kinds: Mapping[str, Kind]) -> "Doubled | None":
+        if list(kinds) != ["double"]:
+            return None
+        other = Doubled(self.digest)
+        other.kinds = dict(kinds)
+        return other
+
     def generate(
         self, columns: Mapping[str, Column], rows: int
     ) -> dict[str, Column] | None:
