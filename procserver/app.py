@@ -144,6 +144,8 @@ class Predict:
         resp.set_header("X-Model-Version", service.model_version)
         if reply.generation is not None:
             resp.set_header("X-Cache-Generation", str(reply.generation))
+        if reply.deltas:
+            resp.set_header("X-Cache-Delta", str(reply.deltas))
 
     def on_get(
         self, req: falcon.Request, resp: falcon.Response, name: str | None = None
