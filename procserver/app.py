@@ -318,11 +318,18 @@ class Live:
 
 
 class Ready:
-    """A worker that listens has loaded, joined the cache and warmed up."""
+    """A worker that listens has loaded, joined the cache and warmed up.
+
+    With a cache that has no items it answers, but worse than it could: ``degraded``.
+    """
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.content_type = falcon.MEDIA_JSON
-        resp.media = {"ready": True}
+        resp.media = {"ready": True, **_degraded()}
+
+
+def _degraded() -> dict[str, object]:
+    return {"degraded": "the item cache is empty"} if metrics.cache_is_empty() else {}
 
 
 def _render(

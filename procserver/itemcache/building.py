@@ -14,7 +14,7 @@ from procserver.itemcache.compaction import compact, fold_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.delta import DeltaFull
-from procserver.itemcache.live import Live, State, Tee, sliced, step_rows
+from procserver.itemcache.live import Live, State, Step, Tee, sliced, step_rows
 from procserver.itemcache.making import Makers
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.reports import (
@@ -184,11 +184,7 @@ class Builder:
                     ):
                         return
                 except DeltaFull:
-                    # So much has changed while it was made.
-                    before, writer = made.state, made.writer
-                    made.fold(before, before.view(), before.cursor)
-                    before.close()
-                    writer.close()
+                    made.make_room()
                 if tee is not None and tee.overflowed:
                     tee = None
                 self._makers.equip(made.state)
@@ -205,18 +201,16 @@ class Builder:
 
     def _read_changes(self, made: "_Made", source: ItemSource) -> bool:
         """Applies changes until there are none; False: the source knows no changes."""
-        state = made.state
         end = time.monotonic() + CATCH_UP
         while True:
             self._go_on()
             hit("source.read")
-            changes = source.changes(state.cursor, 0.0)
+            changes = source.changes(made.state.cursor, 0.0)
             if changes is None:
                 return False
             for step in sliced(changes.steps):
-                state.delta().apply([step], publish=False)
-                made.replayed += step_rows(step)
-            known, state.cursor = state.cursor, changes.next_cursor
+                made.apply(step)
+            known, made.state.cursor = made.state.cursor, changes.next_cursor
             if _is_all(changes, known) or time.monotonic() > end:
                 return True
 
@@ -278,6 +272,24 @@ class _Made:
         self.state = State(
             self._control, generation, self.cursor, follows=self._follows
         )
+
+    def apply(self, step: Step) -> None:
+        """Appends to it; nobody sees it yet."""
+        try:
+            self.state.delta().apply([step], publish=False)
+        except DeltaFull:
+            # NOTE: going on behind what was applied, and not from the cursor again,
+            # makes this come to an end however much one answer holds.
+            self.make_room()
+            self.state.delta().apply([step], publish=False)
+        self.replayed += step_rows(step)
+
+    def make_room(self) -> None:
+        """So much has changed while it was made that the delta is full."""
+        before, writer = self.state, self.writer
+        self.fold(before, before.view(), before.cursor)
+        before.close()
+        writer.close()
 
     def fold(self, before: State, view: Generation, cursor: object) -> None:
         """Makes a generation of ``before`` as ``view`` has it, companions included.

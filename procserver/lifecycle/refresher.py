@@ -21,6 +21,7 @@ from procserver.errors import ProcserverError, SourceError
 from procserver.itemcache.commands import BUILD, FIRST, keep_command, make_command
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reports import EMPTY
+from procserver.itemcache.schedule import Plan
 from procserver.lifecycle.news import (
     News,
     log_companion,
@@ -227,6 +228,16 @@ def _what_to_make(service: ServiceConfig, package: ModelPackage) -> str:
     return json.dumps(told)
 
 
+def plan_of(service: ServiceConfig, source: SourceConfig) -> Plan:
+    """How the service JSON has the items kept fresh."""
+    minutes = source.period_minutes
+    return Plan(
+        period=None if minutes is None else 60.0 * minutes,
+        required=service.host.source_required,
+        key=source.tables[0].key if source.tables else DEFAULT_KEY,
+    )
+
+
 def _run_child(
     service: ServiceConfig,
     package: ModelPackage,
@@ -244,7 +255,7 @@ def _run_child(
         # The master ends its refresher itself, after the workers.
         signal.signal(signum, signal.SIG_IGN)
     # NOTE: these import pyarrow, which starts threads: never in the master.
-    from procserver.itemcache.refresh import Plan, run
+    from procserver.itemcache.refresh import run
     from procserver.itemcache.sources import open_source
     from procserver.lifecycle.companion import open_maker, open_told
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -267,10 +268,6 @@ def test_what_hangs_keeps_no_command_from_being_obeyed(
     store.gates["changes"].set()
 
 
-class Tables(Store):
-    """A source that makes companions possible: its number is called n."""
-
-
 def test_a_maker_that_comes_during_a_build_is_in_what_is_published(
     control: ControlSegment, start: Start
 ) -> None:
@@ -379,6 +376,63 @@ def test_a_tee_that_overflows_is_begun_anew(
 ) -> None:
     monkeypatch.setattr(live, "TEE_BYTES", 10)
     test_while_a_build_runs_changes_are_seen_and_none_is_lost(start)
+
+
+def test_a_large_delta_is_folded_while_changes_go_on(
+    control: ControlSegment, start: Start
+) -> None:
+    items = {f"i{n}": {"v": n} for n in range(100)}
+    store = Store(items=items, limit=20, clock=100)
+    loop = start(store, plan=replace(QUICK, delta_rows=150), companion=Made("a" * 32))
+    loop.built()
+    store.drop("i5")
+    for n in range(400):
+        store.put(f"i{n % 90 + 10}", v=1000 + n)
+        if n % 50 == 0:
+            time.sleep(0.01)
+    folded = loop.until(refresh.BuildReport)
+    assert folded.kind == "compaction"
+    assert folded.generation >= 2
+    assert folded.rows == 99
+    assert folded.companion_bytes > 0
+    store.put("i10", v=5)
+    eventually(lambda: loop.value("i10") == 5)
+    assert loop.get("i5") is None
+    for n in range(11, 100):
+        assert loop.value(f"i{n}") == store.items[f"i{n}"]["v"]
+        assert ahead(control, "a" * 32, f"i{n}") == 2 * store.items[f"i{n}"]["v"]
+    # What was deleted before the fold is not brought back by an older event.
+    store.late(1, "i5", v=3)
+    store.late(1, "i10", v=3)
+    store.put("i11", v=7)
+    eventually(lambda: loop.value("i11") == 7)
+    assert loop.get("i5") is None
+    assert loop.value("i10") == 5
+    assert store.calls["batch"] == 1, "the source was not loaded again"
+
+
+def test_a_full_delta_is_folded_before_anything_else_is_applied(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = functools.partial(live.DeltaWriter, capacity=64)
+    monkeypatch.setattr(live, "DeltaWriter", small)
+    store = Store(items={"a": {"v": 0}})
+    loop = start(store)
+    loop.built()
+    opened = store.hold("batch")
+    for n in range(1, 500):
+        store.put(f"i{n}", v=n)
+    eventually(lambda: loop.value("i499") == 499)
+    # So much happens during a build that its delta is full before it is published.
+    loop.tell(refresh.BUILD)
+    eventually(lambda: store.calls["batch"] == 2)
+    for n in range(1, 500):
+        store.put(f"i{n}", v=10 * n)
+    opened.set()
+    loop.until(refresh.BuildReport, lambda report: report.kind == "full")
+    eventually(lambda: loop.value("i499") == 4990)
+    for n in range(1, 500):
+        assert loop.value(f"i{n}") == 10 * n
 
 
 def killed(control: ControlSegment, store: Store, until: Callable[[], object]) -> None:
