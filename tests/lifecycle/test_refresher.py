@@ -123,7 +123,6 @@ def test_a_failure_leaves_the_age_alone(
     master.hear(BuildBegan())
     reason = "tcp://user:secret@db refused"
     with caplog.at_level(logging.ERROR, "procserver.lifecycle"):
-        logging.getLogger("procserver").propagate = True
         master.hear(FailureReport("full", SourceError(reason), 4.0))
     assert metrics.refresh_counts(master.block) == (1, 1)
     assert master.counted(metrics.REFRESH_FAILURES, "full") == 1
