@@ -185,7 +185,7 @@ class PostgresSource:
             raise
         if self._notices is not None:
             self._notices.looked(began)
-        return Changes(steps, after, newest)
+        return Changes(steps, after, newest, more=False)
 
     def close(self) -> None:
         """Gives back connections."""
