@@ -20,10 +20,11 @@ from procserver.errors import (
     ServiceError,
 )
 from procserver.observe import exposition, metrics
+from procserver.observe.accesslog import TRACE
 from procserver.observe.capture import Capture
 from procserver.observe.reqlog import Logs
 from procserver.observe.trace import Trace, record
-from procserver.pipeline import Pipeline
+from procserver.pipeline import Pipeline, Reply
 from procserver.wire.auth import Authenticator
 from procserver.wire.compression import decompress
 from procserver.wire.receiving import BufferPool, receive
@@ -62,9 +63,19 @@ class Unlimited:
         return nullcontext()
 
 
+class Readiness(Protocol):
+    """One reason why clients should go elsewhere, though requests are answered."""
+
+    def __call__(self) -> str | None:
+        """The reason, which clients are told; None: there is none now."""
+
+
 @dataclass(frozen=True)
 class Service:
-    """What the app serves: one pipeline under one name."""
+    """What the app serves: one pipeline under one name.
+
+    ``readiness`` is asked by every readiness check.
+    """
 
     name: str
     model_version: str
@@ -76,10 +87,16 @@ class Service:
     logs: Logs | None = None
     loaded_at: float = field(default_factory=time.time)
     capture: Capture | None = None
+    readiness: tuple[Readiness, ...] = ()
 
     def answers_to(self, name: str) -> bool:
         """Whether a URL's service part means us (``group.service`` does too)."""
         return name == self.name or name.endswith(f".{self.name}")
+
+    def why_not_ready(self) -> str | None:
+        """Why new requests should not come here; None: they may."""
+        reasons = (reason() for reason in self.readiness)
+        return next((told for told in reasons if told is not None), None)
 
 
 def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
@@ -101,7 +118,7 @@ def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
         app.add_route(path, models)
         app.add_route(f"{path}/ready", models, suffix="ready")
     app.add_route("/v2/health/live", Live())
-    app.add_route("/v2/health/ready", Ready())
+    app.add_route("/v2/health/ready", Ready(service))
     app.add_route("/metrics", Metrics())
     app.add_error_handler(Exception, _on_exception)
     app.add_error_handler(RequestError, _on_request_error)
@@ -127,18 +144,11 @@ class Predict:
         with (
             service.admission.enter(),
             receive(source, limit, self._buffers) as received,
-            service.admission.turn(source.deadline),
         ):
-            body = decompress(received, limit, service.decompressor)
-            try:
-                reply = service.pipeline.predict(body, trace)
-            finally:
-                if service.logs is not None:
-                    service.logs.slow.check(trace, body)
-            if service.capture is not None and not reply.debug_level:
-                service.capture.offer(body, reply.rows)
-            # The buffer is free for another request when nothing looks at it.
-            del body
+            trace.received()
+            with service.admission.turn(source.deadline):
+                trace.taken_up()
+                reply = self._answer(received, trace)
         resp.data = reply.body
         resp.content_type = "application/octet-stream"
         resp.set_header("X-Model-Version", service.model_version)
@@ -146,6 +156,18 @@ class Predict:
             resp.set_header("X-Cache-Generation", str(reply.generation))
         if reply.deltas:
             resp.set_header("X-Cache-Delta", str(reply.deltas))
+
+    def _answer(self, received: memoryview, trace: Trace) -> Reply:
+        service = self._service
+        body = decompress(received, service.max_body_bytes, service.decompressor)
+        try:
+            reply = service.pipeline.predict(body, trace)
+        finally:
+            if service.logs is not None:
+                service.logs.slow.check(trace, body)
+        if service.capture is not None and not reply.debug_level:
+            service.capture.offer(body, reply.rows)
+        return reply
 
     def on_get(
         self, req: falcon.Request, resp: falcon.Response, name: str | None = None
@@ -223,8 +245,8 @@ class Models:
         version: str | None = None,
     ) -> None:
         self._find(req, name, version)
-        # A worker that listens has loaded and warmed up.
-        self._answer(resp, {"name": self._service.name, "ready": True})
+        ready = _tell_readiness(resp, self._service)
+        self._answer(resp, {"name": self._service.name, **ready})
 
     def _find(self, req: falcon.Request, name: str, version: str | None) -> None:
         authorize(self._service, req, name)
@@ -246,7 +268,7 @@ class Observer:
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         if req.method not in ("GET", "HEAD"):
-            req.context.trace = Trace()
+            req.context.trace = req.env[TRACE] = Trace()
             metrics.IN_FLIGHT.add(1)
 
     def process_response(
@@ -320,16 +342,26 @@ class Live:
 class Ready:
     """A worker that listens has loaded, joined the cache and warmed up.
 
-    With a cache that has no items it answers, but worse than it could: ``degraded``.
+    503 with the reason if clients should go elsewhere, as they should once the
+    service is being stopped. With a cache that has no items it answers, but worse than
+    it could: ``degraded``.
     """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.content_type = falcon.MEDIA_JSON
-        resp.media = {"ready": True, **_degraded()}
+        resp.media = _tell_readiness(resp, self._service)
 
 
-def _degraded() -> dict[str, object]:
-    return {"degraded": "the item cache is empty"} if metrics.cache_is_empty() else {}
+def _tell_readiness(resp: falcon.Response, service: Service) -> dict[str, object]:
+    reason = service.why_not_ready()
+    if reason is None:
+        degraded = {"degraded": "the item cache is empty"}
+        return {"ready": True, **(degraded if metrics.cache_is_empty() else {})}
+    resp.status = falcon.HTTP_503
+    return {"ready": False, "reason": reason}
 
 
 def _render(

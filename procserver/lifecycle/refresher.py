@@ -28,7 +28,12 @@ from procserver.lifecycle.news import (
     message_of,
     without_credentials,
 )
-from procserver.lifecycle.process import Closable, close_sockets, die_with_parent
+from procserver.lifecycle.process import (
+    Closable,
+    close_sockets,
+    die_with_parent,
+    reopen_logs,
+)
 from procserver.lifecycle.reports import Message, Reporter, Reports
 from procserver.model.package import ModelPackage
 from procserver.observe import metrics
@@ -195,6 +200,11 @@ class Refresher:
         elif time.monotonic() >= self._start_at:
             self.start(listeners)
 
+    def reopen_logs(self) -> None:
+        """Has the child go on in new log files, if it runs."""
+        if self._reports is not None and not self._reports.closed:
+            os.kill(self._pid, signal.SIGUSR1)
+
     def stop(self) -> None:
         """Ends the child and removes the service's shared memory."""
         if self._reports is not None and not self._reports.closed:
@@ -254,6 +264,7 @@ def _run_child(
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         # The master ends its refresher itself, after the workers.
         signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda signum, frame: reopen_logs())
     # NOTE: these import pyarrow, which starts threads: never in the master.
     from procserver.itemcache.refresh import run
     from procserver.itemcache.sources import open_source
@@ -270,13 +281,7 @@ def _run_child(
         control,
         lambda report: reporter.send(**message_of(report)),
         commands,
-        plan=Plan(
-            period=None
-            if source.period_minutes is None
-            else source.period_minutes * 60,
-            required=service.host.source_required,
-            key=source.tables[0].key if source.tables else DEFAULT_KEY,
-        ),
+        plan=plan_of(service, source),
         parent=parent,
         companion=maker,
         open_maker=open_told,

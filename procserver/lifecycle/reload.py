@@ -59,6 +59,7 @@ class Reloads:
 
     def __init__(self) -> None:
         self._wanted = False
+        self._is_over = False
         self._numbers = 0
         self._attempt: Attempt | None = None
 
@@ -70,6 +71,9 @@ class Reloads:
         """Takes a HUP: one before the service is ready, or while another one waits,
         is not lost and not counted twice.
         """
+        if self._is_over:
+            log.info("reload: not begun, the service is being stopped")
+            return
         if self._wanted:
             log.info("reload: one is waiting already")
         elif self._attempt is not None:
@@ -78,10 +82,25 @@ class Reloads:
             log.info("reload: begins when the service is ready")
         self._wanted = True
 
+    def give_up(self, server: Any, reason: str) -> None:
+        """Ends the reload that is under way, if one is, and begins no other."""
+        self._is_over = True
+        attempt = self._attempt
+        if attempt is None:
+            return
+        for member in attempt.fresh:
+            if not member.ready and member.going is None:
+                crew.dismiss(server, member)
+        attempt.reason = reason
+        # Old workers and new ones go on as they are; the refresher need not know.
+        attempt.new = None
+        self._conclude(attempt, REFUSED)
+
     def turn(self, server: Any) -> None:
         """One turn of the arbiter's loop, instead of gunicorn's ``manage_workers``."""
         state = master()
-        if self._attempt is None and self._wanted and state.has_been_ready:
+        is_time = state.has_been_ready and not self._is_over
+        if self._attempt is None and self._wanted and is_time:
             self._wanted = False
             self._begin()
         if self._attempt is None:

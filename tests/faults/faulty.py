@@ -368,7 +368,7 @@ def write_service(
             "access_key_secret": CANARIES["password"],
         },
         "processor_envs": [{"name": "MY_SECRET", "value": CANARIES["env"]}],
-        "procserver": {"state_dir": "state"},
+        "procserver": {"state_dir": "state", "drain_seconds": 0},
     }
     for key, value in overrides.items():
         if isinstance(value, dict) and isinstance(content.get(key), dict):
