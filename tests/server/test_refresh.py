@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import tiny
-from live import ROOT, LiveServer, children
+from live import ROOT, LiveServer
 from test_lifecycle import wait_until
 from test_metrics import scrape
 from test_models import metadata
@@ -247,47 +247,6 @@ def _ask(shop: Shop, stopped: threading.Event, seen: set[float]) -> None:
     while not stopped.is_set():
         seen.add(shop.score())
         time.sleep(0.02)
-
-
-def test_f31_a_source_that_is_down_keeps_the_service_from_starting(
-    launch: Launch, tmp_path: Path
-) -> None:
-    shop = open_shop(tmp_path / "service", "closed", launch)
-    (shop.folder / "down").touch()
-    server = shop.server.launch()
-    assert server.process is not None
-    assert server.process.wait(SECONDS) == 4
-    assert "service closed cannot start: ConnectionError: connection to tcp://***@" in (
-        server.text()
-    )
-    assert "Listening at" not in server.text()
-    assert "Traceback (most" not in server.text()
-
-
-def test_f31_without_need_for_the_source_the_cache_is_empty_at_first(
-    launch: Launch, tmp_path: Path
-) -> None:
-    shop = open_shop(tmp_path / "service", "opening", launch, source_required=False)
-    (shop.folder / "down").touch()
-    server = shop.server.start()
-    ready = server.request("GET", "/v2/health/ready")
-    assert ready.status == 200
-    assert json.loads(ready.body) == {
-        "ready": True,
-        "degraded": "the item cache is empty",
-    }
-    assert shop.score() == -1, "the item is not known"
-    (shop.folder / "down").unlink()
-    wait_until(lambda: shop.score() != -1, SECONDS)
-    wait_until(
-        lambda: (
-            json.loads(server.request("GET", "/v2/health/ready").body)
-            == {"ready": True}
-        ),
-        SECONDS,
-    )
-    assert len(children(server.pid)) == 3
-    server.stop()
 
 
 def test_the_command_wants_a_service_with_items(launch: Launch, tmp_path: Path) -> None:
