@@ -1,8 +1,17 @@
 """What holds for every test."""
 
+import os
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Whether a change passes must not hang on chance or on how busy the machine is; new
+# examples are looked for with HYPOTHESIS_PROFILE=search.
+ALWAYS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fixed", derandomize=True, **ALWAYS)
+settings.register_profile("search", **ALWAYS)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import os
 import pwd
@@ -18,6 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 STORES = Path(os.environ.get("PROCSERVER_STORES_VENV", ROOT / ".venv-stores"))
 START_SECONDS = 120.0
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
 PASSWORD = "s3cr%t/pass"
 QUOTED = "s3cr%25t%2Fpass"
 
@@ -27,6 +30,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _die_with_parent() -> None:
+    """Runs in the child: a killed test run leaves no server."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _first(*patterns: str | None) -> Path | None:
@@ -107,6 +115,7 @@ class Server:
                 user=None if user is None else user.pw_uid,
                 group=None if user is None else user.pw_gid,
                 extra_groups=None if user is None else [],
+                preexec_fn=_die_with_parent,
             )
 
     def start(self) -> None:

@@ -94,6 +94,25 @@ def test_the_whole_path_to_a_second_snapshot(
     assert rows_of(changes_of(other, found.next_cursor).steps).keys() == {"a"}
 
 
+@pytest.mark.parametrize("listen", [None, "prices"])
+def test_what_could_not_be_applied_is_told_again(
+    listen: str | None, shop: servers.Postgres, opened: Open
+) -> None:
+    items(shop)
+    shop.run("INSERT INTO shop.items VALUES ('a', 1, NULL, '2020-01-01')")
+    source = opened(shop.url, TIMED, listen=listen)
+    cursor = changes_of(source, begin(source)).next_cursor
+    shop.run("UPDATE shop.items SET price = 2", "NOTIFY prices")
+    # The time has not changed, so the cursors differ in nothing else.
+    expected = {"a": {"item_id": "a", "price": 2.0, "tags": None}}
+    first = changes_of(source, cursor, wait=30.0)
+    assert rows_of(first.steps) == expected
+    again = changes_of(source, cursor, wait=30.0)
+    assert rows_of(again.steps) == expected
+    assert changes_of(source, again.next_cursor).steps == []
+    assert rows_of(changes_of(source, first.next_cursor).steps) == expected
+
+
 def test_rows_committed_late_are_seen(shop: servers.Postgres, opened: Open) -> None:
     items(shop)
     shop.run("INSERT INTO shop.items VALUES ('a', 1, NULL, '2020-01-01 00:01:00')")

@@ -1,11 +1,13 @@
 """Items in PostgreSQL tables, or in Hologres, which speaks its protocol."""
 
 import logging
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +43,8 @@ log = logging.getLogger("procserver.itemcache")
 
 # Rows of the overlap that are kept to see which of them are new.
 WINDOW_ROWS = 1_000_000
+# In a cursor: which answer it came with.
+TOLD = "told"
 # With NOTIFY: the longest time without a look, since messages can be lost.
 LOOK_SECONDS = 60.0
 
@@ -102,7 +106,7 @@ class PostgresSource:
     cursor less an overlap, for rows that were committed late. A column that a later
     table has too changes with that one only; rows that are deleted, or that
     ``condition`` no longer takes, go with the next full load. The cursor is a
-    mapping of table numbers to times.
+    mapping of table numbers to times, with a mark of what was told last.
     """
 
     def __init__(self, config: SourceConfig) -> None:
@@ -111,6 +115,7 @@ class PostgresSource:
         self._link = Link(reveal(config.url), config.statement_timeout)
         self._tables: list[Table] | None = None
         self._windows: dict[int, pa.Table | None] = {}
+        self._told: list[dict[str, Any]] = []
         self._reading: Transaction | None = None
         self._notices: Notices | None = None
         if config.listen and any(one.timekey for one in self._configs):
@@ -134,7 +139,7 @@ class PostgresSource:
         self._leave()
         transaction = self._reading = self._link.transaction()
         try:
-            cursor = {
+            cursor: dict[str, Any] = {
                 str(place): _newest(transaction, table)
                 for place, table in enumerate(tables)
                 if _followed(table)
@@ -142,6 +147,7 @@ class PostgresSource:
         except BaseException:
             self._leave()
             raise
+        cursor[TOLD] = _mark()
         return cursor, self._read(tables, transaction)
 
     def _leave(self) -> None:
@@ -163,29 +169,45 @@ class PostgresSource:
         if not any(_followed(config) for config in self._configs):
             return None
         before = dict(cursor) if isinstance(cursor, Mapping) else {}
-        if self._notices is not None and not self._notices.wait(wait):
+        # NOTE: what was told counts as known only if we are asked to go on from there.
+        # Who comes with an earlier cursor could not apply it and gets it again.
+        told = before in self._told
+        if not told:
+            self._windows = {}
+        if not self._is_due(told, wait):
             return Changes([], before)
         began = time.monotonic()
-        tables = self._tables or inspect(self._link, self._configs)
-        self._tables = tables
-        steps: list[Upsert] = []
-        after, newest = dict(before), None
+        tables = self._tables = self._tables or inspect(self._link, self._configs)
+        found: dict[int, _Found] = {}
         try:
             with self._link.transaction() as transaction:
                 for place, table in enumerate(tables):
-                    if not _followed(table):
-                        continue
-                    name = str(place)
-                    found = self._changed(transaction, place, before.get(name))
-                    steps += found.steps
-                    after[name] = found.time
-                    newest = max(filter(None, (newest, found.newest)), default=None)
+                    if _followed(table):
+                        since = before.get(str(place))
+                        found[place] = self._changed(transaction, place, since)
         except BaseException:
             self._tables = None
             raise
         if self._notices is not None:
             self._notices.looked(began)
-        return Changes(steps, after, newest, more=False)
+        return self._tell(before, found)
+
+    def _is_due(self, told: bool, wait: float) -> bool:
+        """Whether to look; messages are heard from before the first look on."""
+        if self._notices is None:
+            return True
+        return self._notices.wait(wait if told else 0.0) or not told
+
+    def _tell(self, before: dict[str, Any], found: "dict[int, _Found]") -> Changes:
+        steps = [step for one in found.values() for step in one.steps]
+        newest = [one.newest for one in found.values() if one.newest is not None]
+        after = before | {str(place): one.time for place, one in found.items()}
+        self._windows = {place: one.window for place, one in found.items()}
+        if steps or after != before or before not in self._told:
+            after[TOLD] = _mark()
+        # Where there was nothing to apply, both cursors mean the same.
+        self._told = [after] if steps else [before, after]
+        return Changes(steps, after, max(newest, default=None), more=False)
 
     def close(self) -> None:
         """Gives back connections."""
@@ -209,14 +231,14 @@ class PostgresSource:
         hidden = shadowed(self._tables, place)
         rows = transaction.table(table.label, table.select(tuple(hidden), bound))
         if rows.num_rows == 0:
-            return _Found([], since, None)
+            return _Found([], since, None, None)
         raw = rows[TIME].cast(pa.int64()).combine_chunks()
         latest = pc.max(raw).as_py()
         clock = _clock(table, latest if since is None else since)
         top = max(min(latest, _cap(clock, overlap)), since or -(2**63))
         fresh = changed_rows(rows, table.key, self._windows.get(place))
         kept = rows.filter(pc.greater_equal(raw, max(top - overlap, -(2**63))))
-        self._windows[place] = kept if kept.num_rows <= WINDOW_ROWS else None
+        window = kept if kept.num_rows <= WINDOW_ROWS else None
         times = rows[TIME].cast(pa.int64()).to_numpy()
         if clock is not None:
             times = scaled(np.minimum(times, _cap(clock, overlap)), clock)
@@ -225,16 +247,25 @@ class PostgresSource:
             rows = rows.rename_columns({table.key: self._tables[0].key})
         steps = _steps(rows, times, fresh)
         newest = None if clock is None else top * clock / 1e6
-        return _Found(steps, top, newest)
+        return _Found(steps, top, newest, window)
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Changes of one table: the time to go on from, and that in seconds if known."""
+    """Changes of one table: the time to go on from, and that in seconds if known.
+
+    ``window``: the rows that will be read again.
+    """
 
     steps: list[Upsert]
     time: int | None
     newest: float | None
+    window: pa.Table | None
+
+
+def _mark() -> str:
+    """Another one each time, in all processes."""
+    return secrets.token_hex(8)
 
 
 def _followed(table: Table | TableConfig) -> bool:
