@@ -254,6 +254,7 @@ class Models:
                 **service.pipeline.describe_model(),
                 "loaded_at": loaded.isoformat(timespec="seconds"),
                 "last_reload": metrics.last_reload(),
+                "last_refresh": metrics.last_refresh(),
             },
         )
 
@@ -368,7 +369,8 @@ class Ready:
     """A worker that listens has loaded, joined the cache and warmed up.
 
     503 with the reason if clients should go elsewhere, as they should once the
-    service is being stopped.
+    service is being stopped. With a cache that has no items it answers, but worse than
+    it could: ``degraded``.
     """
 
     def __init__(self, service: Service) -> None:
@@ -382,7 +384,10 @@ class Ready:
 def _tell_readiness(resp: falcon.Response, service: Service) -> dict[str, object]:
     reason = service.why_not_ready()
     if reason is None:
-        return {"ready": True, **_crew()}
+        told = {"ready": True, **_crew()}
+        if metrics.cache_is_empty():
+            told |= {"state": "degraded", "degraded": "the item cache is empty"}
+        return told
     resp.status = falcon.HTTP_503
     return {"ready": False, "reason": reason}
 

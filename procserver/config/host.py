@@ -170,3 +170,10 @@ class HostConfig:
         "Keep one copy of the model's weights in shared memory for all workers.",
         default=True,
     )
+    source_required: bool = setting(
+        "source_required",
+        Boolean(),
+        "Refuse to start while the item source cannot be read. `false`: serve without "
+        "cached items until it can; readiness says so.",
+        default=True,
+    )

@@ -71,6 +71,10 @@ class Pregenerator:
         # Of each feature, by its values: some row has several, some id is large.
         self._forms: dict[str, tuple[bool, bool]] = {}
 
+    def fresh(self) -> "Pregenerator":
+        """Another one for the same ``fg.json``, which is not read again."""
+        return Pregenerator(self._generator)
+
     @property
     def features(self) -> tuple[str, ...]:
         """The features that this build generates."""

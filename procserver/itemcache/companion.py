@@ -40,6 +40,9 @@ class CompanionMaker(Protocol):
     def features(self) -> Collection[str]:
         """What is generated, for reports."""
 
+    def fresh(self) -> "CompanionMaker":
+        """Another one of the same digest, for another generation."""
+
     def inputs(self, schema: Collection[str]) -> tuple[str, ...]:
         """Columns that it reads of a table with the columns ``schema``."""
 

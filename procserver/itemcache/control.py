@@ -180,4 +180,6 @@ class ControlSegment:
             if self._mapping.load(layout.state_offset(table)):
                 self._mapping.store(layout.state_offset(table), 0)
         self.sweep()
+        for part in (layout.CURSOR, layout.CURSOR_DRAFT):
+            shm.unlink(self.name.removesuffix(layout.CONTROL) + part)
         shm.unlink(self.name)

@@ -120,6 +120,8 @@ from procserver.shm import PROLOGUE, Owner
 VERSION = 3
 
 CONTROL = "control"
+CURSOR = "cursor"
+CURSOR_DRAFT = "cursordraft"
 CONTROL_MAGIC = b"PSRVCTRL"
 CONTROL_CHECKSUM = PROLOGUE.size
 CONTROL_ALLOCATED = 64

@@ -35,7 +35,7 @@ class Items:
     def snapshot(self) -> tuple[object, Iterator[pa.RecordBatch]]:
         return None, iter(self.batches)
 
-    def changes(self, cursor: object) -> Changes | None:
+    def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:
         return None
 
     def close(self) -> None:
@@ -52,6 +52,9 @@ class Doubled:
         self.sampled = 0
         self.started = 0
         self.on_batch: Callable[[], object] = lambda: None
+
+    def fresh(self) -> "Doubled":
+        return Doubled(self.digest)
 
     def inputs(self, schema: Collection[str]) -> tuple[str, ...]:
         return ("n",) if "n" in schema else ()

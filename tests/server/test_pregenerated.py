@@ -88,7 +88,7 @@ def cache_segments(server: LiveServer) -> list[str]:
     return [name for name in segments(server) if ours.search(name)]
 
 
-def test_a_killed_refresher_builds_both_segments_again(
+def test_the_next_refresher_makes_what_is_missing_and_keeps_the_rest(
     launch: Launch, tmp_path: Path
 ) -> None:
     server = launch(tiny.write(tmp_path / "service", "again")).start()
@@ -96,14 +96,23 @@ def test_a_killed_refresher_builds_both_segments_again(
     first = cache_segments(server)
     assert len(first) == 3
     os.kill(min(children(server.pid)), signal.SIGKILL)
-    wait_until(lambda: server.text().count("3 features generated ahead") == 2)
-    second = cache_segments(server)
-    assert len(second) == 3
-    assert len(set(first) & set(second)) == 1, "the control segment"
+    wait_until(lambda: server.text().count("goes on from there") == 1)
+    assert cache_segments(server) == first
+    [companion] = [name for name in first if "-" in name]
+    (SHM / companion).unlink()
+    os.kill(refresher_of(server), signal.SIGKILL)
+    wait_until(lambda: server.text().count("goes on from there") == 2)
+    assert cache_segments(server) == first
     for one, other in zip(before, answers(server), strict=True):
         for name, values in one.items():
             assert values.tobytes() == other[name].tobytes()
     server.stop()
+
+
+def refresher_of(server: LiveServer) -> int:
+    """The refresher that was started last."""
+    text = server.text()
+    return int(text.rpartition("refresher started (pid ")[2].split(")")[0])
 
 
 def test_an_export_that_cannot_be_read_is_told_once_by_each(

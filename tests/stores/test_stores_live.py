@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "server"))
 
 import tiny
 from live import LiveServer
+from test_lifecycle import wait_until
 
 from procserver.fg import FeatureGenerator
 from procserver.wire.pb.torchrec_predict_pb2 import PBRequest, PBResponse
@@ -133,3 +136,30 @@ def test_scores(
         assert ours[name][-1] == -1
     assert servers.PASSWORD not in server.text()
     assert servers.QUOTED not in server.text()
+
+
+def test_a_stream_beside_files_goes_on_after_the_refresher_was_killed(
+    tmp_path: Path, redis_server: servers.Redis, client: Any
+) -> None:
+    config = tiny.write(
+        tmp_path,
+        "streamed",
+        model_config={"stream": {"url": redis_server.url, "key": "live"}},
+    )
+    server = LiveServer(config, tmp_path / "server.log", workers=1)
+    try:
+        server.start()
+        before = ask(server, "streamed")["probs_ctr"][1]
+        client.xadd("live", {"item_id": "item_0001", "price": "77.5"})
+        wait_until(lambda: ask(server, "streamed")["probs_ctr"][1] != before, 60)
+        first = ask(server, "streamed")["probs_ctr"][1]
+        started = "refresher started (pid "
+        victim = int(server.text().rpartition(started)[2].split(")")[0])
+        os.kill(victim, signal.SIGKILL)
+        client.xadd("live", {"item_id": "item_0001", "price": "99.5"})
+        wait_until(lambda: ask(server, "streamed")["probs_ctr"][1] != first, 60)
+        wait_until(lambda: "1 changes taken over, goes on" in server.text(), 60)
+    except BaseException:
+        server.stop(expect_clean=False)
+        raise
+    server.stop()

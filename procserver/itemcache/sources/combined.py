@@ -17,7 +17,7 @@ from procserver.itemcache.sources import (
     ItemSource,
     Upsert,
 )
-from procserver.itemcache.sources.redis_stream import Position, Stream
+from procserver.itemcache.sources.redis_stream import READ_ENTRIES, Position, Stream
 
 log = logging.getLogger("procserver.itemcache")
 
@@ -64,13 +64,11 @@ class CombinedSource:
         self._stream.skipped.clear()
         position = self._stream.position()
         cursor, batches = self._base.snapshot()
-        return (cursor, position), batches
+        return _joined(cursor, position), batches
 
     def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:
         """What came in the stream, and now and then what the base tells."""
-        if not isinstance(cursor, tuple) or not isinstance(cursor[1], Position):
-            raise CursorLost("a cursor of another source")
-        base, position = cursor
+        base, position = _parted(cursor)
         about = self._about or self.describe()
         key, schema = about.key, about.schema
         until = time.monotonic() + wait
@@ -90,7 +88,8 @@ class CombinedSource:
         newest = told.newest
         if found.entries:
             newest = max(newest or 0.0, int(position.id.partition("-")[0]) / 1000)
-        return Changes(steps, (base, position), newest)
+        more = len(found.entries) >= READ_ENTRIES
+        return Changes(steps, _joined(base, position), newest, more)
 
     def _ask_base(self, cursor: object, follows: bool) -> Changes:
         nothing = Changes([], cursor)
@@ -114,3 +113,16 @@ class CombinedSource:
         """Closes both."""
         self._base.close()
         self._stream.close()
+
+
+def _joined(base: object, position: Position) -> object:
+    """The cursor, as JSON can keep it if it can keep the base's."""
+    return {"base": base, "stream": vars(position)}
+
+
+def _parted(cursor: object) -> tuple[object, Position]:
+    try:
+        assert isinstance(cursor, dict)
+        return cursor["base"], Position(**cursor["stream"])
+    except (AssertionError, KeyError, TypeError) as error:
+        raise CursorLost("a cursor of another source") from error

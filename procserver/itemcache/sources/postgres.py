@@ -207,7 +207,7 @@ class PostgresSource:
             after[TOLD] = _mark()
         # Where there was nothing to apply, both cursors mean the same.
         self._told = [after] if steps else [before, after]
-        return Changes(steps, after, max(newest, default=None))
+        return Changes(steps, after, max(newest, default=None), more=False)
 
     def close(self) -> None:
         """Gives back connections."""
