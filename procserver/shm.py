@@ -21,6 +21,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,8 @@ PREFIX = "procserver."
 FAMILY = b"PSRV"
 PROLOGUE = struct.Struct("<8sIIQ")
 LONGEST_SERVICE = 64
+# What /dev/shm has in a container that was not given --shm-size.
+DOCKER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -127,13 +130,33 @@ def allocate(
     try:
         os.posix_fallocate(fd, start, stop - start)
     except OSError as error:
-        stats = os.statvfs(SHM)
-        free = stats.f_bavail * stats.f_frsize
+        free = free_shared_memory()
         raise SharedMemoryError(
             f"no shared memory for {purpose}: {stop - start} bytes needed"
             f" ({stop} in this segment{detail}), {free} free in {SHM}"
             f" ({error.strerror}); enlarge it, for example with --shm-size"
         ) from error
+
+
+def free_shared_memory() -> int:
+    """Bytes that shared memory has left, as its file system counts them."""
+    stats = os.statvfs(SHM)
+    return stats.f_bavail * stats.f_frsize
+
+
+def is_small() -> bool:
+    """Whether shared memory is what Docker gives: 64 MB, too little for tables."""
+    stats = os.statvfs(SHM)
+    return stats.f_blocks * stats.f_frsize <= DOCKER_BYTES
+
+
+def total_size(prefix: str) -> int:
+    """Bytes of the segments whose names start with ``prefix`` (with its "/")."""
+    total = 0
+    for name in list_segments(prefix):
+        with suppress(OSError):
+            total += (SHM / name.removeprefix("/")).stat().st_size
+    return total
 
 
 def available_memory() -> int | None:
@@ -158,16 +181,27 @@ def _machine_memory() -> int | None:
     return int(found.group(1)) * 1024 if found else None
 
 
-def _container_memory(group: Path) -> int | None:
-    """What is left of a cgroup (v2) with a limit; file cache counts as free."""
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        stat = (group / "memory.stat").read_text()
-    except (OSError, ValueError):
-        return None
-    cache = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)
-    return limit - used + (int(cache.group(1)) if cache else 0)
+def _container_memory(root: Path) -> int | None:
+    """What is left of a cgroup with a limit; file cache counts as free."""
+    # Version 2, then version 1, whose limit is a huge number where there is none.
+    for group, limit, used, cache in (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (
+            root / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ):
+        try:
+            most = int((group / limit).read_text())
+            taken = int((group / used).read_text())
+            stat = (group / "memory.stat").read_text()
+        except (OSError, ValueError):
+            continue
+        found = re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE)
+        return most - taken + (int(found.group(1)) if found else 0)
+    return None
 
 
 def attach(name: str, *, copy_on_write: bool = False) -> Mapping:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from procserver.errors import ProcserverError, SourceError
+from procserver.itemcache.cells import TableReader
 from procserver.itemcache.commands import BUILD, FIRST, KEEP, MAKE, STOP
 from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.guards import Guard, Limits
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.sources import ItemSource
 from procserver.itemcache.writer import GenerationWriter
@@ -68,6 +70,7 @@ def build(
     table: int = 0,
     companion: CompanionMaker | None = None,
     others: Sequence[CompanionMaker] = (),
+    guard: Guard | None = None,
 ) -> BuildReport:
     """Builds a generation from everything in ``source`` and publishes it.
 
@@ -78,18 +81,31 @@ def build(
     build left when it was killed is removed first. pyarrow starts its threads
     here, so this runs in the refresher only, never in a process that will fork.
 
+    :param guard: what it must pass; None: anything goes
+    :raises Refused: if it does not
     :raises SourceError: if the source cannot be read or memory does not suffice
     """
     began = time.monotonic()
     control.sweep()
     about = source.describe()
+    if guard is not None:
+        guard.admit(about)
     _, batches = source.snapshot()
     with GenerationWriter(
-        control, about.key, about.schema, table=table, expected_rows=about.rows
+        control,
+        about.key,
+        about.schema,
+        table=table,
+        expected_rows=about.rows,
+        sieve=None if guard is None else guard.sieve,
     ) as writer:
         for batch in batches:
             writer.append(batch)
+            if guard is not None:
+                guard.watch(writer)
         writer.seal()
+        if guard is not None:
+            guard.release(writer)
         made = _make_companion(writer.name, control, companion)
         for other in others:
             _make_companion(writer.name, control, other)
@@ -135,6 +151,7 @@ def run(
     table: int = 0,
     companion: CompanionMaker | None = None,
     open_maker: OpenMaker | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """The main loop of the refresher process; returns when it shall end.
 
@@ -146,6 +163,7 @@ def run(
 
     :param companion: the maker ``FIRST``
     :param open_maker: makes another one of what :func:`commands.make_command` tells
+    :param limits: of what is published; None: anything is
     """
     makers: dict[str, CompanionMaker | None] = {FIRST: companion}
     crew = _Makers(control, table, makers, open_maker)
@@ -155,7 +173,7 @@ def run(
         due = True
         while True:
             if due:
-                source = _build_once(source, open_source, control, report, crew)
+                source = _build_once(source, open_source, control, report, crew, limits)
             waiting = lines.wait()
             if not waiting or STOP in waiting:
                 return
@@ -180,6 +198,12 @@ class _Makers:
         """One for each digest, the latest first."""
         found = {m.digest: m for m in self.makers.values() if m is not None}
         return list(reversed(found.values()))
+
+    @property
+    def reader(self) -> TableReader | None:
+        """What is served, that is the maker before any that is prepared."""
+        served = next(iter(self.makers.values()), None)
+        return None if served is None else served.reader
 
     def obey(self, line: bytes, report: Callable[[Report], None]) -> None:
         """Follows a ``make`` or ``keep`` command."""
@@ -222,10 +246,14 @@ def _build_once(
     control: ControlSegment,
     report: Callable[[Report], None],
     crew: _Makers,
+    limits: Limits | None,
 ) -> ItemSource | None:
     """Builds and reports; opens the source where that has not worked yet."""
     makers = crew.distinct()
     try:
+        guard = None
+        if limits is not None:
+            guard = Guard(limits, control, table=crew.table, reader=crew.reader)
         source = source or open_source()
         report(
             build(
@@ -234,6 +262,7 @@ def _build_once(
                 table=crew.table,
                 companion=makers[0] if makers else None,
                 others=makers[1:],
+                guard=guard,
             )
         )
     except ProcserverError as error:

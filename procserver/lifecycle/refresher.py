@@ -259,6 +259,7 @@ def _run_child(
         # The master ends its refresher itself, after the workers.
         signal.signal(signum, signal.SIG_IGN)
     # NOTE: these import pyarrow, which starts threads: never in the master.
+    from procserver.itemcache.guards import Limits
     from procserver.itemcache.refresh import BuildReport, CompanionReport, Report, run
     from procserver.itemcache.sources import open_source
     from procserver.lifecycle.companion import open_maker, open_told
@@ -286,4 +287,10 @@ def _run_child(
         parent=parent,
         companion=maker,
         open_maker=open_told,
+        limits=Limits(
+            max_row_drop=service.host.max_row_drop,
+            max_bad_rows=service.host.max_bad_rows,
+            max_cell_bytes=service.host.max_cell_bytes,
+            max_cache_bytes=service.host.max_cache_bytes,
+        ),
     )

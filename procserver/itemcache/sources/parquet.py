@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 
 from cython_ext.column import Kind
 from procserver.errors import SourceError
+from procserver.itemcache.cells import column_kind
 from procserver.itemcache.sources import (
     Changes,
     Description,
@@ -20,7 +21,6 @@ from procserver.itemcache.sources import (
     reveal,
 )
 from procserver.itemcache.sources.files import open_dataset
-from procserver.itemcache.writer import column_kind
 
 DEFAULT_KEY = "item_id"
 # PERF: rows per batch and batches read ahead bound the memory of a build.
