@@ -62,9 +62,19 @@ class Unlimited:
         return nullcontext()
 
 
+class Readiness(Protocol):
+    """One reason why clients should go elsewhere, though requests are answered."""
+
+    def __call__(self) -> str | None:
+        """The reason, which clients are told; None: there is none now."""
+
+
 @dataclass(frozen=True)
 class Service:
-    """What the app serves: one pipeline under one name."""
+    """What the app serves: one pipeline under one name.
+
+    ``readiness`` is asked by every readiness check.
+    """
 
     name: str
     model_version: str
@@ -76,10 +86,16 @@ class Service:
     logs: Logs | None = None
     loaded_at: float = field(default_factory=time.time)
     capture: Capture | None = None
+    readiness: tuple[Readiness, ...] = ()
 
     def answers_to(self, name: str) -> bool:
         """Whether a URL's service part means us (``group.service`` does too)."""
         return name == self.name or name.endswith(f".{self.name}")
+
+    def why_not_ready(self) -> str | None:
+        """Why new requests should not come here; None: they may."""
+        reasons = (reason() for reason in self.readiness)
+        return next((told for told in reasons if told is not None), None)
 
 
 def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
@@ -101,7 +117,7 @@ def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
         app.add_route(path, models)
         app.add_route(f"{path}/ready", models, suffix="ready")
     app.add_route("/v2/health/live", Live())
-    app.add_route("/v2/health/ready", Ready())
+    app.add_route("/v2/health/ready", Ready(service))
     app.add_route("/metrics", Metrics())
     app.add_error_handler(Exception, _on_exception)
     app.add_error_handler(RequestError, _on_request_error)
@@ -220,8 +236,8 @@ class Models:
         version: str | None = None,
     ) -> None:
         self._find(req, name, version)
-        # A worker that listens has loaded and warmed up.
-        self._answer(resp, {"name": self._service.name, "ready": True})
+        ready = _tell_readiness(resp, self._service)
+        self._answer(resp, {"name": self._service.name, **ready})
 
     def _find(self, req: falcon.Request, name: str, version: str | None) -> None:
         authorize(self._service, req, name)
@@ -315,11 +331,26 @@ class Live:
 
 
 class Ready:
-    """A worker that listens has loaded, joined the cache and warmed up."""
+    """A worker that listens has loaded, joined the cache and warmed up.
+
+    503 with the reason if clients should go elsewhere, as they should once the
+    service is being stopped.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.content_type = falcon.MEDIA_JSON
-        resp.media = {"ready": True}
+        resp.media = _tell_readiness(resp, self._service)
+
+
+def _tell_readiness(resp: falcon.Response, service: Service) -> dict[str, object]:
+    reason = service.why_not_ready()
+    if reason is None:
+        return {"ready": True}
+    resp.status = falcon.HTTP_503
+    return {"ready": False, "reason": reason}
 
 
 def _render(

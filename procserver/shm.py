@@ -144,10 +144,15 @@ def free_shared_memory() -> int:
     return stats.f_bavail * stats.f_frsize
 
 
+def total_shared_memory() -> int:
+    """Bytes that shared memory has, free or not."""
+    stats = os.statvfs(SHM)
+    return stats.f_blocks * stats.f_frsize
+
+
 def is_small() -> bool:
     """Whether shared memory is what Docker gives: 64 MB, too little for tables."""
-    stats = os.statvfs(SHM)
-    return stats.f_blocks * stats.f_frsize <= DOCKER_BYTES
+    return total_shared_memory() <= DOCKER_BYTES
 
 
 def total_size(prefix: str) -> int:

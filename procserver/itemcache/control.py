@@ -42,6 +42,8 @@ class ControlSegment:
     def __init__(self, name: str, mapping: Mapping) -> None:
         """Use :meth:`create` or :meth:`open`."""
         self.name = name
+        # Of the source's configuration: what is built from it says so.
+        self.source = ""
         self._mapping = mapping
         self.owner = layout.unpack_control(memoryview(mapping)[:64].tobytes())
 
@@ -97,6 +99,19 @@ class ControlSegment:
     def state(self, table: int = 0) -> tuple[int, int]:
         """(generation, delta count) of a table, read in one; (0, 0): none yet."""
         return layout.unpack_state(self._mapping.load(layout.state_offset(table)))
+
+    def allocated(self) -> int:
+        """The last generation number handed out."""
+        return self._mapping.load(layout.CONTROL_ALLOCATED)
+
+    def go_on(self, allocated: int, states: dict[int, tuple[int, int]]) -> None:
+        """Publishes what another control segment did. For the owner, before others
+        know its name.
+        """
+        self._mapping.store(layout.CONTROL_ALLOCATED, allocated)
+        for table, (generation, deltas) in states.items():
+            state = layout.pack_state(generation, deltas)
+            self._mapping.store(layout.state_offset(table), state)
 
     def next_number(self) -> int:
         """Hands out a generation number. Writer only."""

@@ -47,6 +47,7 @@ class _Rows:
         if xxh64(section) != header.schema_hash:
             raise SourceError(f"generation {header.generation}: schema is damaged")
         self.key, self.schema, self.digest = layout.unpack_schema(section)
+        self.source = layout.source_of(section)
         record = layout.record_layout(self.schema)
         if record.stride != header.record_size:
             raise SourceError(f"generation {header.generation}: records do not fit")
@@ -96,7 +97,8 @@ class Generation(_Rows):
     Attributes: ``number`` (grows with every publication), ``schema`` (column name
     to kind), ``key`` (name of the id column), ``row_count`` (records; row numbers
     are below it), ``item_count`` (distinct ids), ``nbytes``, ``built_at`` (seconds
-    since 1970), ``table``, ``companion`` (what was generated ahead, if there is any).
+    since 1970), ``table``, ``source`` (digest of the source's configuration, "" if
+    nobody said), ``companion`` (what was generated ahead, if there is any).
 
     :raises SourceError: if the segment is foreign, damaged, unsealed, of another
         layout, or has lost bytes since it was written

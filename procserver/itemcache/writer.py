@@ -103,7 +103,7 @@ class GenerationWriter:
         self._write(layout.HEAD_BYTES, section)
 
     def _schema_section(self) -> bytes:
-        return layout.pack_schema(self._key, self._schema)
+        return layout.pack_schema(self._key, self._schema, source=self._control.source)
 
     def _write(self, offset: int, data: bytes) -> None:
         with memoryview(self._mapping) as view:

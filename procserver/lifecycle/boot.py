@@ -23,6 +23,7 @@ from procserver.errors import ServiceError
 from procserver.lifecycle import crew, rundir
 from procserver.lifecycle.crew import child_exit, pre_fork
 from procserver.lifecycle.fetching import fetch_copies
+from procserver.lifecycle.inheriting import inherit
 from procserver.lifecycle.master import Master, Release, master, set_master, started
 from procserver.lifecycle.process import Job
 from procserver.lifecycle.refresher import Refresher
@@ -30,7 +31,6 @@ from procserver.lifecycle.reload import Reloads
 from procserver.lifecycle.settings import service_settings
 from procserver.model.package import ModelPackage, open_served
 from procserver.observe import metrics
-from procserver.shm import reclaim
 
 __all__ = ["child_exit", "on_exit", "on_starting", "pre_fork"]
 
@@ -67,12 +67,12 @@ def on_starting(server: Any) -> None:
             Job(lambda: fetch_copies(service)).wait()
         state = Master(Release.of(1, settings, _find_model(server, service)))
         set_master(state)
-        removed = reclaim()
-        if removed:
-            server.log.info("removed %d shared segments of dead owners", removed)
+        adopted = inherit(service)
         metrics.create(service.name, server.cfg.workers)
         if service.item_source is not None:
-            state.refresher = Refresher(service, service.item_source, state.package)
+            state.refresher = Refresher(
+                service, service.item_source, state.package, adopted
+            )
             state.control_name = state.refresher.control_name
             state.refresher.start([])
         _import_for_workers()

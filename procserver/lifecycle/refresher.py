@@ -18,9 +18,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from procserver.config import ServiceConfig, SourceConfig
-from procserver.errors import ProcserverError, SourceError
+from procserver.errors import ProcserverError, Refused, SourceError
+from procserver.itemcache.adoption import Adopted, keep
 from procserver.itemcache.commands import FIRST, keep_command, make_command
 from procserver.itemcache.control import ControlSegment
+from procserver.lifecycle.inheriting import digest_of
 from procserver.lifecycle.process import Closable, close_sockets, die_with_parent
 from procserver.lifecycle.reports import Message, Reporter, Reports
 from procserver.model.package import ModelPackage
@@ -36,12 +38,17 @@ class Refresher:
     """Owns the control segment and the child that writes generations."""
 
     def __init__(
-        self, service: ServiceConfig, source: SourceConfig, package: ModelPackage
+        self,
+        service: ServiceConfig,
+        source: SourceConfig,
+        package: ModelPackage,
+        adopted: Adopted | None = None,
     ) -> None:
         self._service = service
         self._package = package
         self._source = source
         self._control = ControlSegment.create(service.name)
+        self._control.source = digest_of(source)
         self.control_name = self._control.name
         self._pid = 0
         self._reports: Reports | None = None
@@ -50,7 +57,10 @@ class Refresher:
         self._start_at = 0.0
         self._answered: set[str] = set()
         self._label = FIRST
-        self.published = False
+        self.published = adopted is not None
+        if adopted is not None:
+            adopted.hand_over(self._control)
+            _note_adopted(adopted)
 
     def start(self, listeners: Sequence[Closable]) -> None:
         """Forks the refresher, which closes ``listeners`` on its side."""
@@ -176,7 +186,11 @@ class Refresher:
             # needs to.
             while not self._reports.closed:
                 self._reports.wait(1.0)
-        self._control.unlink()
+        if self._service.host.keep_item_cache and self.published:
+            kept = keep(self._control)
+            log.info("%d segments of the item cache are kept for the next start", kept)
+        else:
+            self._control.unlink()
 
     def _note(self, message: Message) -> None:
         if message["event"] == "published":
@@ -198,8 +212,25 @@ class Refresher:
         elif message["event"] == "plain":
             log.warning("no features are generated ahead: %s", message["reason"])
         else:
-            metrics.CACHE_BUILDS.add(1, "failed")
-            log.error("item cache build failed: %s", message["reason"])
+            outcome = "refused" if message["refused"] else "failed"
+            metrics.CACHE_BUILDS.add(1, outcome)
+            log.error("item cache build %s: %s", outcome, message["reason"])
+
+
+def _note_adopted(adopted: Adopted) -> None:
+    # By the wall clock, which may have been set meanwhile.
+    age = max(0.0, time.time() - adopted.built_at)
+    metrics.CACHE_GENERATION.set(adopted.generation)
+    metrics.CACHE_ROWS.set(adopted.items)
+    metrics.CACHE_BYTES.set(adopted.bytes + adopted.companion_bytes)
+    metrics.CACHE_AGE.mark(ago=age)
+    log.info(
+        "item cache generation %d taken over: %d items, %.1f MB, %.0f s old",
+        adopted.generation,
+        adopted.items,
+        adopted.bytes / 1e6,
+        age,
+    )
 
 
 def _what_to_make(service: ServiceConfig, package: ModelPackage) -> str:
@@ -271,7 +302,11 @@ def _run_child(
         elif isinstance(outcome, CompanionReport):
             reporter.send("prepared", **vars(outcome))
         else:
-            reporter.send("failed", reason=_without_credentials(str(outcome)))
+            reporter.send(
+                "failed",
+                reason=_without_credentials(str(outcome)),
+                refused=isinstance(outcome, Refused),
+            )
 
     try:
         maker = open_maker(service, package)

@@ -161,9 +161,13 @@ class Gauge(Instrument):
         """Adds ``n``, which may be negative; for gauges that are summed up."""
         self._add(self._places.get(label, self._other), (n * self.scale) & _MASK)
 
-    def mark(self, label: str = "") -> None:
-        """Something happened now; an ``age`` gauge counts from here."""
-        self.set(0, label)
+    def mark(self, label: str = "", *, ago: float = 0.0) -> None:
+        """Something happened ``ago`` seconds before; an ``age`` counts from it."""
+        place = self._places.get(label, self._other)
+        self._store(place, 0)
+        # 0 would mean that it never happened.
+        stamp = max(1, time.monotonic_ns() - round(ago * NANO))
+        self._store(place + WORD, stamp)
 
     def read(self, block: Block, row: int, value: str) -> tuple[float, int]:
         """(number, CLOCK_MONOTONIC ns at which it was set; 0: never)."""

@@ -10,6 +10,8 @@ Label values are declared; an unknown one counts as ``other``.
 
 from __future__ import annotations
 
+import time
+
 from procserver.observe.block import Block
 from procserver.observe.instruments import Counter, Gauge, Histogram, Registry, Text
 
@@ -137,7 +139,7 @@ CACHE_BUILDS = _declare(
         "procserver_cache_builds_total",
         "Builds of the item cache, by outcome.",
         label="outcome",
-        values=("published", "failed"),
+        values=("published", "failed", "refused"),
     )
 )
 
@@ -259,6 +261,18 @@ def join(row: int) -> None:
     """
     if REGISTRY.block is not None and REGISTRY.block.name is not None:
         REGISTRY.bind(REGISTRY.block, row)
+
+
+def cache_age(block: Block | None = None) -> float | None:
+    """``procserver_cache_age_seconds`` as it is now; None: there is no cache.
+
+    :param block: the service's, when it is not this process's own
+    """
+    block = block or REGISTRY.block
+    if block is None:
+        return None
+    stamp = max(CACHE_AGE.read(block, row, "")[1] for row in (MASTER, REFRESHER))
+    return (time.monotonic_ns() - stamp) / 1e9 if stamp else None
 
 
 def last_reload(block: Block | None = None) -> dict[str, object] | None:
