@@ -82,15 +82,22 @@ class Sieve:
         return found
 
     def columns(
-        self, schema: Mapping[str, Kind], batch: pa.RecordBatch
+        self,
+        schema: Mapping[str, Kind],
+        batch: pa.RecordBatch,
+        ids: tuple[str, pa.Array] | None = None,
     ) -> dict[str, Column]:
         """The columns of ``schema``, each of its kind; those that lack are null.
 
+        :param ids: name and array of the id column, whose bad cells :meth:`keys` has
+            counted
         :raises SourceError: for a column whose type cannot become its kind at all
         """
         given = set(batch.schema.names)
         arrays = {
-            name: self.fit(name, kind, batch.column(name))
+            name: self._cast(name, kind, ids[1])
+            if ids is not None and name == ids[0]
+            else self.fit(name, kind, batch.column(name))
             for name, kind in schema.items()
             if name in given
         }
@@ -114,10 +121,9 @@ class Sieve:
         """
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
-        if pa.types.is_null(array.type) or kind == Kind.ABSENT:
-            column_kind(name, array.type)
-            return pa.nulls(len(array))
         array = self._cast(name, kind, array)
+        if pa.types.is_null(array.type):
+            return array
         if Kind.STRING in (value_kind(kind), _key_kind(kind)):
             array = self._text(name, array)
         if array.nbytes > self.longest and pa.types.is_nested(array.type) | (
@@ -127,18 +133,20 @@ class Sieve:
             array = self._null(name, LONG_CELL, array, sizes(array) > self.longest)
         return array
 
-    def keys(self, name: str, keys: pa.Array) -> tuple[pa.Array, int]:
+    def keys(self, keys: pa.Array) -> tuple[pa.Array, int]:
         """Item ids, null where they are no UTF-8, and how many were."""
         if not pa.types.is_string(keys.type) and not pa.types.is_large_string(
             keys.type
         ):
             return keys, 0
         before = keys.null_count
-        keys = self._text(name, keys)
+        keys = _without_invalid(keys)
         return keys, keys.null_count - before
 
     def _cast(self, name: str, kind: Kind, array: pa.Array) -> pa.Array:
         column_kind(name, array.type)
+        if pa.types.is_null(array.type) or kind == Kind.ABSENT:
+            return pa.nulls(len(array))
         wanted = arrow_type(kind)
         if array.type == wanted:
             return array
@@ -156,19 +164,16 @@ class Sieve:
 
     def _text(self, name: str, array: pa.Array) -> pa.Array:
         """The array without cells that hold bytes that are no UTF-8."""
-        if _is_valid(array):
-            return array
-        bad = np.zeros(len(array), dtype=np.bool_)
-        _mark_invalid(array, 0, bad)
-        return self._null(name, BAD_TEXT, array, bad)
+        nulls = array.null_count
+        array = _without_invalid(array)
+        self._count(name, BAD_TEXT, array.null_count - nulls)
+        return array
 
     def _null(
         self, name: str, reason: str, array: pa.Array, bad: NDArray[np.bool_]
     ) -> pa.Array:
         nulls = array.null_count
-        if not bad.any():
-            return array
-        array = array.take(pa.array(np.arange(len(array)), mask=bad))
+        array = _nulled(array, bad)
         self._count(name, reason, array.null_count - nulls)
         return array
 
@@ -212,8 +217,27 @@ def _cast_what_fits(array: pa.Array, wanted: pa.DataType) -> pa.Array:
         if len(array) == 1:
             return pa.nulls(1, wanted)
         middle = len(array) // 2
-        halves = array.slice(0, middle), array.slice(middle)
+        halves = _copied(array, 0, middle), _copied(array, middle, len(array))
         return pa.concat_arrays([_cast_what_fits(half, wanted) for half in halves])
+
+
+def _copied(array: pa.Array, start: int, stop: int) -> pa.Array:
+    # NOTE: of a slice of lists, all values of the whole are cast and checked.
+    return array.take(pa.array(np.arange(start, stop)))
+
+
+def _nulled(array: pa.Array, bad: NDArray[np.bool_]) -> pa.Array:
+    if not bad.any():
+        return array
+    return array.take(pa.array(np.arange(len(array)), mask=bad))
+
+
+def _without_invalid(array: pa.Array) -> pa.Array:
+    if _is_valid(array):
+        return array
+    bad = np.zeros(len(array), dtype=np.bool_)
+    _mark_invalid(array, 0, bad)
+    return _nulled(array, bad)
 
 
 def _is_valid(array: pa.Array) -> bool:
@@ -225,15 +249,14 @@ def _is_valid(array: pa.Array) -> bool:
 
 
 def _mark_invalid(array: pa.Array, start: int, bad: NDArray[np.bool_]) -> None:
-    # NOTE: a slice of lists is checked with all values of the whole; a copy is not.
-    if _is_valid(array.take(pa.array(np.arange(len(array))))):
+    if _is_valid(array):
         return
     if len(array) == 1:
         bad[start] = True
         return
     middle = len(array) // 2
-    _mark_invalid(array.slice(0, middle), start, bad)
-    _mark_invalid(array.slice(middle), start + middle, bad)
+    _mark_invalid(_copied(array, 0, middle), start, bad)
+    _mark_invalid(_copied(array, middle, len(array)), start + middle, bad)
 
 
 def _column(name: str, array: pa.Array) -> Column:

@@ -157,7 +157,7 @@ class GenerationWriter:
     def _packer(self, batch: pa.RecordBatch, names: list[str]) -> RowPacker:
         key = batch.column(names.index(self._key))
         column_kind(self._key, key.type)
-        key, bad = self._sieve.keys(self._key, key)
+        key, bad = self._sieve.keys(key)
         # The packer knows them for nulls.
         self._left_out["bad_key"] += bad
         self._left_out["null_key"] -= bad
@@ -165,7 +165,7 @@ class GenerationWriter:
             if pa.types.is_null(key.type):
                 key = key.cast(pa.string())
             ids = Column.from_arrow(key)
-            columns = self._sieve.columns(self._schema, batch)
+            columns = self._sieve.columns(self._schema, batch, (self._key, key))
             return RowPacker(self._layout, ids, list(columns.values()))
         except TypeError as error:
             raise SourceError(
