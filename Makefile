@@ -13,7 +13,7 @@ PACKAGES := $(VENV)/.packages
 BUILT := $(VENV)/.built
 URL ?= http://127.0.0.1:8501
 
-.PHONY: serve test lint types sanitized sanitize fuzz bench micro memory loadtest demo build clean
+.PHONY: serve test faults lint types sanitized sanitize fuzz bench micro memory loadtest demo build clean
 .DEFAULT_GOAL := build
 
 build: $(BUILT)
@@ -61,6 +61,10 @@ serve: demo/service.json
 
 test: $(VENV)/.test $(SDK_VENV)/.done $(TORCHREC_VENV)/.done
 	PROCSERVER_REQUIRE_TORCHREC=1 $(BIN)/python -m pytest
+
+# Every row of tests/faults/matrix.csv; `make test` runs the everyday ones.
+faults: $(VENV)/.test $(SDK_VENV)/.done
+	$(BIN)/python -m pytest tests/faults -m ""
 
 # The kernels' own suites on an AddressSanitizer and UBSan build, in a copy of the
 # tree. A finding ends the run; Python itself leaks on purpose at its end.

@@ -20,10 +20,11 @@ from procserver.errors import (
     ServiceError,
 )
 from procserver.observe import exposition, metrics
+from procserver.observe.accesslog import TRACE
 from procserver.observe.capture import Capture
 from procserver.observe.reqlog import Logs
 from procserver.observe.trace import Trace, record
-from procserver.pipeline import Pipeline
+from procserver.pipeline import Pipeline, Reply
 from procserver.wire.auth import Authenticator
 from procserver.wire.compression import decompress
 from procserver.wire.receiving import BufferPool, receive
@@ -143,23 +144,28 @@ class Predict:
         with (
             service.admission.enter(),
             receive(source, limit, self._buffers) as received,
-            service.admission.turn(source.deadline),
         ):
-            body = decompress(received, limit, service.decompressor)
-            try:
-                reply = service.pipeline.predict(body, trace)
-            finally:
-                if service.logs is not None:
-                    service.logs.slow.check(trace, body)
-            if service.capture is not None and not reply.debug_level:
-                service.capture.offer(body, reply.rows)
-            # The buffer is free for another request when nothing looks at it.
-            del body
+            trace.received()
+            with service.admission.turn(source.deadline):
+                trace.taken_up()
+                reply = self._answer(received, trace)
         resp.data = reply.body
         resp.content_type = "application/octet-stream"
         resp.set_header("X-Model-Version", service.model_version)
         if reply.generation is not None:
             resp.set_header("X-Cache-Generation", str(reply.generation))
+
+    def _answer(self, received: memoryview, trace: Trace) -> Reply:
+        service = self._service
+        body = decompress(received, service.max_body_bytes, service.decompressor)
+        try:
+            reply = service.pipeline.predict(body, trace)
+        finally:
+            if service.logs is not None:
+                service.logs.slow.check(trace, body)
+        if service.capture is not None and not reply.debug_level:
+            service.capture.offer(body, reply.rows)
+        return reply
 
     def on_get(
         self, req: falcon.Request, resp: falcon.Response, name: str | None = None
@@ -259,7 +265,7 @@ class Observer:
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         if req.method not in ("GET", "HEAD"):
-            req.context.trace = Trace()
+            req.context.trace = req.env[TRACE] = Trace()
             metrics.IN_FLIGHT.add(1)
 
     def process_response(

@@ -10,8 +10,9 @@
     │   ├── ModelError                      model directory or model
     │   │   └── NotShareable                each worker needs weights of its own
     │   ├── SharedMemoryError               a shared segment cannot be made or read
-    │   └── SourceError                     item source or item cache build
-    │       └── Refused                     a build that would replace a better one
+    │   ├── SourceError                     item source or item cache build
+    │   │   └── Refused                     a build that would replace a better one
+    │   └── StateInUse                      another process serves from the state folder
     └── RequestError                          what a client is told
         ├── BadRequest              400     bad_request
         │   ├── Undecodable         400     undecodable
@@ -74,6 +75,14 @@ class ModelError(ServiceError):
 
 class NotShareable(ModelError):
     """The weights cannot live in shared memory; the message says which and why."""
+
+
+class StateInUse(ServiceError):
+    """Another master serves from the state folder; ``pid``: None if unknown."""
+
+    def __init__(self, message: str, pid: int | None) -> None:
+        super().__init__(message)
+        self.pid = pid
 
 
 class SharedMemoryError(ServiceError):

@@ -29,10 +29,12 @@ import posix_ipc
 
 from cython_ext.shm import Mapping
 from procserver.errors import SharedMemoryError
+from procserver.faults import hit
 
 SHM = Path("/dev/shm")
 CGROUP = Path("/sys/fs/cgroup")
 PREFIX = "procserver."
+ITEM_CACHE = "the item cache"
 FAMILY = b"PSRV"
 PROLOGUE = struct.Struct("<8sIIQ")
 LONGEST_SERVICE = 64
@@ -120,7 +122,7 @@ def create(name: str) -> int:
 
 
 def allocate(
-    fd: int, start: int, stop: int, detail: str = "", *, purpose: str = "the item cache"
+    fd: int, start: int, stop: int, detail: str = "", *, purpose: str = ITEM_CACHE
 ) -> None:
     """Gives the segment zeroed memory for its bytes ``start`` to ``stop``.
 
@@ -128,6 +130,8 @@ def allocate(
         nothing has been written then
     """
     try:
+        if purpose is ITEM_CACHE:
+            hit("cache.alloc")
         os.posix_fallocate(fd, start, stop - start)
     except OSError as error:
         free = free_shared_memory()

@@ -7,12 +7,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SIBLINGS = {"wire", "itemcache", "fg", "model", "recall"}
-BELOW_ALL = {"config", "errors", "shm", "observe", "cython_ext"}
+BELOW_ALL = {"config", "errors", "faults", "shm", "observe", "cython_ext"}
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
-    "shm": {"errors", "cython_ext"},
-    "observe": {"errors", "config", "shm", "cython_ext"},
+    "faults": {"errors"},
+    "shm": {"errors", "faults", "cython_ext"},
+    "observe": {"errors", "config", "faults", "shm", "cython_ext"},
     "cython_ext": {"errors", "config"},
     **{room: BELOW_ALL for room in SIBLINGS},
     "offline": {"fg", "errors"},

@@ -108,6 +108,22 @@ class HostConfig:
         default=600.0,
         unit="s",
     )
+    drain_seconds: float | None = setting(
+        "drain_seconds",
+        Number(0, 3600),
+        "After SIGTERM, how long requests are still taken while readiness says 503, "
+        "so that load balancers turn away first. Counts inside "
+        "`metadata.eas.termination_grace_period`.",
+        shown_default="5, at most half of the grace period",
+        unit="s",
+    )
+    access_log: str | None = setting(
+        "access_log",
+        Text(),
+        "File for one line of JSON for every predict request (docs/observability.md); "
+        "`-` is standard output. Relative to the JSON file.",
+        shown_default="none",
+    )
     allow_nan: bool = setting(
         "allow_nan",
         Boolean(),

@@ -140,7 +140,10 @@ class _Parser:
         self.paths(service, model, source, places)
         if host["hot_export"] is not None:
             host["hot_export"] = self.hot_export(host["hot_export"], places)
+        if host["access_log"] not in (None, "-"):
+            host["access_log"] = str(local_path(self.base, host["access_log"]))
         self.contradictions(service, rpc, model, source)
+        self.drain(host["drain_seconds"], eas["termination_grace_period_s"])
         self.pending()
         if self.problems:
             error = ConfigError(list(dict.fromkeys(self.problems)))
@@ -309,6 +312,14 @@ class _Parser:
             self.notices.append(
                 "token: none given, every client is answered and debug levels are "
                 "off unless procserver.allow_debug is true"
+            )
+
+    def drain(self, window: float | None, grace: float) -> None:
+        if window and window >= grace:
+            self.problems.append(
+                f"procserver.drain_seconds: {window:g} s leave no time to finish "
+                "requests within metadata.eas.termination_grace_period "
+                f"({grace:g} s)"
             )
 
     def pending(self) -> None:

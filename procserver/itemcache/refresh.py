@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from procserver.errors import ProcserverError, SourceError
+from procserver.faults import hit
 from procserver.itemcache.cells import TableReader
 from procserver.itemcache.commands import BUILD, FIRST, KEEP, MAKE, STOP
 from procserver.itemcache.companion import CompanionMaker, make_companion
@@ -87,6 +88,7 @@ def build(
     """
     began = time.monotonic()
     control.sweep()
+    hit("source.read")
     about = source.describe()
     if guard is not None:
         guard.admit(about)
@@ -100,6 +102,7 @@ def build(
         sieve=None if guard is None else guard.sieve,
     ) as writer:
         for batch in batches:
+            hit("source.read")
             writer.append(batch)
             if guard is not None:
                 guard.watch(writer)

@@ -16,6 +16,7 @@ from cython_ext.shm import Mapping
 from cython_ext.xxh64 import xxh64
 from procserver import shm
 from procserver.errors import SourceError
+from procserver.faults import hit
 from procserver.itemcache import layout
 from procserver.itemcache.cells import Sieve, column_kind
 from procserver.itemcache.control import ControlSegment
@@ -106,6 +107,7 @@ class GenerationWriter:
         return layout.pack_schema(self._key, self._schema, source=self._control.source)
 
     def _write(self, offset: int, data: bytes) -> None:
+        hit("cache.write")
         with memoryview(self._mapping) as view:
             view[offset : offset + len(data)] = data
 
@@ -181,6 +183,7 @@ class GenerationWriter:
             self.rows += self._pending_rows
             self._grow(heap + self._pending_heap)
             self._blocks.append(start)
+            hit("cache.write")
             for packer, first, stop in self._pending:
                 start, heap = packer.pack(self._mapping, first, stop, start, heap)
         self._pending.clear()
@@ -244,8 +247,10 @@ class GenerationWriter:
         """
         self.seal()
         before, _ = self._control.state(self._table)
+        hit("cache.publish")
         self._control.publish(self.number, self._table)
         self._keep = True
+        hit("cache.publish")
         if before:
             self._control.unlink_generation(before)
         return self.number

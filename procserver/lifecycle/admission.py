@@ -5,6 +5,7 @@ All workers share one anonymous map that the master made before it forked::
     offset       field (64-bit words)
     0            when the next request would be due at the limited rate (ns)
     8            number of worker slots that were ever used
+    16           1 once the service is being stopped, and takes no new clients
     64 * (1+s)   requests inside the worker of slot s, waiting ones included
 
 The counts are per slot so that a killed worker's go with it: its successor
@@ -24,6 +25,7 @@ from procserver.errors import OutOfTime, QueueFull, TooManyRequests
 
 _RATE = 0
 _SLOTS = 8
+_DRAINING = 16
 _LINE = 64
 MOST_SLOTS = 4096
 _SECOND = 1_000_000_000
@@ -46,6 +48,15 @@ class SharedCounts:
         self.words.store(_place(slot), 0)
         if slot >= self.words.load(_SLOTS):
             self.words.store(_SLOTS, slot + 1)
+
+    def start_drain(self) -> None:
+        """Call in the master: from now on :attr:`draining` is true for all."""
+        self.words.store(_DRAINING, 1)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the service is being stopped: clients should go elsewhere."""
+        return self.words.load(_DRAINING) != 0
 
     def inside(self) -> int:
         """Requests inside the service, waiting ones included."""

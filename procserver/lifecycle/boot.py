@@ -14,23 +14,27 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from gunicorn.errors import HaltServer
 
+from procserver import faults
 from procserver.config import ServiceConfig
-from procserver.errors import ServiceError
+from procserver.errors import ServiceError, StateInUse
 from procserver.lifecycle import crew, rundir
 from procserver.lifecycle.crew import child_exit, pre_fork
+from procserver.lifecycle.drain import Drain
 from procserver.lifecycle.fetching import fetch_copies
 from procserver.lifecycle.inheriting import inherit
 from procserver.lifecycle.master import Master, Release, master, set_master, started
 from procserver.lifecycle.process import Job
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reload import Reloads
-from procserver.lifecycle.settings import service_settings
+from procserver.lifecycle.settings import EXIT_CONFIG, service_settings
 from procserver.model.package import ModelPackage, open_served
 from procserver.observe import metrics
+from procserver.shm import list_segments, segment_name, this_process, unlink
 
 __all__ = ["child_exit", "on_exit", "on_starting", "pre_fork"]
 
@@ -59,13 +63,15 @@ def on_starting(server: Any) -> None:
     # Vendor switches such as PYTORCH_TENSOREXPR_FALLBACK are torch's own.
     os.environ.update(service.envs.raw)
     try:
+        faults.announce()
         if service.engine != "torch":
             raise ServiceError(
                 f"processor {service.processor!r}: TensorFlow models are not served yet"
             )
+        lock = _lock(server, service)
         if service.copies:
             Job(lambda: fetch_copies(service)).wait()
-        state = Master(Release.of(1, settings, _find_model(server, service)))
+        state = Master(Release.of(1, settings, _find_model(server, service)), lock)
         set_master(state)
         adopted = inherit(service)
         metrics.create(service.name, server.cfg.workers)
@@ -82,33 +88,49 @@ def on_starting(server: Any) -> None:
     except ServiceError as error:
         server.log.error("service %s cannot start: %s", service.name, error)
         on_exit(server)
-        raise SystemExit(EXIT_NOT_STARTED) from error
-    except _StoppedEarly:
-        server.log.info("stopped before the start was complete")
-        on_exit(server)
-        raise
+        is_in_use = isinstance(error, StateInUse)
+        raise SystemExit(EXIT_CONFIG if is_in_use else EXIT_NOT_STARTED) from error
     _halt_once(server)
     _supervise_and_reload(server)
 
 
-class _StoppedEarly(SystemExit):
-    """A signal to end, before gunicorn would look at it."""
+def _lock(server: Any, service: ServiceConfig) -> rundir.Lock:
+    """The lock on the state folder.
+
+    The successor of a running master (USR2) has it as soon as that one is gone.
+
+    :raises ServiceError: as :meth:`rundir.Lock.take`
+    """
+    lock = rundir.Lock(service.state_dir)
+    try:
+        lock.take()
+    except StateInUse as error:
+        if not server.master_pid or error.pid != server.master_pid:
+            raise
+    return lock
 
 
 def _mind_signals(server: Any) -> None:
     """Signals during the start: those to end do so, others wait for the loop.
 
     NOTE: gunicorn installs its handlers after ``on_starting``; until then a HUP
-    would end the process.
+    would end the process. An exception instead of the exit would get lost if the
+    signal came while Python ran a callback, of which an import has many.
     """
 
     parent = os.getpid()
 
     def stop(signum: int, frame: object) -> NoReturn:
-        if os.getpid() != parent:
-            # A child that has not set handlers of its own yet.
-            os._exit(0)
-        raise _StoppedEarly(0)
+        # A child that has not set handlers of its own yet has nothing to clear.
+        if os.getpid() == parent:
+            try:
+                server.log.info("stopped before the start was complete")
+                on_exit(server)
+                if server.pidfile is not None:
+                    server.pidfile.unlink()
+            except Exception:
+                server.log.exception("the start was not stopped well")
+        os._exit(0)
 
     for signum in server.SIGNALS:
         ends = signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -166,24 +188,13 @@ def _halt_once(server: Any) -> None:
             else:
                 return
 
-    stop = server.stop
-
-    def stop_and_note(graceful: bool = True) -> None:
-        state = master()
-        state.halting = True
-        for member in state.serving():
-            if not member.ready:
-                # It has nothing to answer; its start is not waited for.
-                crew.dismiss(server, member)
-        stop(graceful)
-
     server.reap_workers = reap_and_halt_once
-    server.stop = stop_and_note
 
 
 def _supervise_and_reload(server: Any) -> None:
-    """Takes over what gunicorn's loop does each turn, and its reload."""
+    """Takes over what gunicorn's loop does each turn, its reload and its end."""
     reloads = Reloads()
+    drain = Drain(server, reloads)
 
     def manage_and_supervise() -> None:
         state = master()
@@ -194,9 +205,20 @@ def _supervise_and_reload(server: Any) -> None:
             # The very first worker; others follow when the weights are there.
             crew.spawn(server, state.release)
         supervise(server)
-        if reloads.is_running or not state.has_been_ready:
+        if drain.is_running:
+            crew.wait(server, [], min(TURN_S, drain.left()))
+        elif reloads.is_running or not state.has_been_ready:
             crew.wait(server, reloads.readers(), TURN_S)
 
+    reopen_ours = server.handle_usr1
+
+    def reopen_all() -> None:
+        reopen_ours()
+        refresher = master().refresher
+        if refresher is not None:
+            refresher.reopen_logs()
+
+    server.handle_usr1 = reopen_all
     server.manage_workers = manage_and_supervise
     server.handle_hup = reloads.ask
 
@@ -219,6 +241,9 @@ def supervise(server: Any) -> None:
         )
     if state.refresher is not None:
         state.refresher.supervise(server.LISTENERS)
+    if not state.lock.is_held:
+        with suppress(ServiceError):
+            state.lock.take()
 
 
 def on_exit(server: Any) -> None:
@@ -232,4 +257,8 @@ def on_exit(server: Any) -> None:
         release.weights.remove()
     rundir.remove_pid(state.service.state_dir)
     metrics.leave()
+    for name in list_segments(segment_name(state.service.name, this_process(), "")):
+        # What a step that was cut short had just made.
+        unlink(name)
+    state.lock.release()
     set_master(None)

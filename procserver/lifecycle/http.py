@@ -183,8 +183,10 @@ def _refusal_of(error: Exception) -> bytes | None:
     return refusal(400, "bad_http", str(error))
 
 
-def honour_close(app: Wsgi) -> Wsgi:
+def honour_close(app: Wsgi, is_leaving: Callable[[], bool] = lambda: False) -> Wsgi:
     """Lets the app end a connection, and ends those that cannot go on.
+
+    While ``is_leaving`` every answer is the last one of its connection.
 
     NOTE: gunicorn drops ``Connection: close`` as a hop-by-hop header and decides
     by a flag of its response object, whose method ``start_response`` is.
@@ -194,7 +196,9 @@ def honour_close(app: Wsgi) -> Wsgi:
         body = environ["wsgi.input"]
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-            close = any(n.lower() == "connection" and v == "close" for n, v in headers)
+            close = is_leaving() or any(
+                n.lower() == "connection" and v == "close" for n, v in headers
+            )
             if isinstance(body, RequestBody):
                 close |= not body.finish()
                 environ["gunicorn.socket"].settimeout(SEND_SECONDS)

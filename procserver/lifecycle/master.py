@@ -11,6 +11,7 @@ from procserver.lifecycle.candidate import Contract
 from procserver.lifecycle.deaths import OomKills
 from procserver.lifecycle.refresher import Refresher
 from procserver.lifecycle.reports import Reports
+from procserver.lifecycle.rundir import Lock
 from procserver.lifecycle.settings import Settings
 from procserver.lifecycle.weights import Weights
 from procserver.model.package import ModelPackage
@@ -75,6 +76,7 @@ class Master:
     """
 
     release: Release
+    lock: Lock
     refresher: Refresher | None = None
     control_name: str | None = None
     has_been_ready: bool = False

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from procserver.errors import ServiceError
 from procserver.lifecycle.reports import Message, Reports
+from procserver.observe.accesslog import reopen
 
 log = logging.getLogger("procserver.lifecycle")
 
@@ -84,6 +85,18 @@ def be_normal(pid: int | None = None) -> None:
         for task in os.listdir(tasks):
             with suppress(OSError):
                 os.sched_setscheduler(int(task), os.SCHED_OTHER, os.sched_param(0))
+
+
+def reopen_logs() -> None:
+    """Has log files that were moved away made anew, and goes on there.
+
+    May be called by a signal handler, whatever it interrupts: the stream stays, only
+    what it writes to is another file.
+    """
+    for name in ("gunicorn.error", "gunicorn.access", "procserver"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.FileHandler) and handler.stream is not None:
+                reopen(handler.baseFilename, handler.stream.fileno(), 0o666)
 
 
 class Closable(Protocol):

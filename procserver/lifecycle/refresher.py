@@ -23,7 +23,12 @@ from procserver.itemcache.adoption import Adopted, keep
 from procserver.itemcache.commands import FIRST, keep_command, make_command
 from procserver.itemcache.control import ControlSegment
 from procserver.lifecycle.inheriting import digest_of
-from procserver.lifecycle.process import Closable, close_sockets, die_with_parent
+from procserver.lifecycle.process import (
+    Closable,
+    close_sockets,
+    die_with_parent,
+    reopen_logs,
+)
 from procserver.lifecycle.reports import Message, Reporter, Reports
 from procserver.model.package import ModelPackage
 from procserver.observe import metrics
@@ -178,6 +183,11 @@ class Refresher:
         elif time.monotonic() >= self._start_at:
             self.start(listeners)
 
+    def reopen_logs(self) -> None:
+        """Has the child go on in new log files, if it runs."""
+        if self._reports is not None and not self._reports.closed:
+            os.kill(self._pid, signal.SIGUSR1)
+
     def stop(self) -> None:
         """Ends the child and removes the service's shared memory."""
         if self._reports is not None and not self._reports.closed:
@@ -289,6 +299,7 @@ def _run_child(
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         # The master ends its refresher itself, after the workers.
         signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda signum, frame: reopen_logs())
     # NOTE: these import pyarrow, which starts threads: never in the master.
     from procserver.itemcache.guards import Limits
     from procserver.itemcache.refresh import BuildReport, CompanionReport, Report, run

@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from procserver.errors import ConfigError, ServiceError
+from procserver.faults import hit
 from procserver.lifecycle import crew
 from procserver.lifecycle.fetching import fetch_copies
 from procserver.lifecycle.master import Member, Release, master
@@ -58,6 +59,7 @@ class Reloads:
 
     def __init__(self) -> None:
         self._wanted = False
+        self._is_over = False
         self._numbers = 0
         self._attempt: Attempt | None = None
 
@@ -69,6 +71,9 @@ class Reloads:
         """Takes a HUP: one before the service is ready, or while another one waits,
         is not lost and not counted twice.
         """
+        if self._is_over:
+            log.info("reload: not begun, the service is being stopped")
+            return
         if self._wanted:
             log.info("reload: one is waiting already")
         elif self._attempt is not None:
@@ -77,10 +82,25 @@ class Reloads:
             log.info("reload: begins when the service is ready")
         self._wanted = True
 
+    def give_up(self, server: Any, reason: str) -> None:
+        """Ends the reload that is under way, if one is, and begins no other."""
+        self._is_over = True
+        attempt = self._attempt
+        if attempt is None:
+            return
+        for member in attempt.fresh:
+            if not member.ready and member.going is None:
+                crew.dismiss(server, member)
+        attempt.reason = reason
+        # Old workers and new ones go on as they are; the refresher need not know.
+        attempt.new = None
+        self._conclude(attempt, REFUSED)
+
     def turn(self, server: Any) -> None:
         """One turn of the arbiter's loop, instead of gunicorn's ``manage_workers``."""
         state = master()
-        if self._attempt is None and self._wanted and state.has_been_ready:
+        is_time = state.has_been_ready and not self._is_over
+        if self._attempt is None and self._wanted and is_time:
             self._wanted = False
             self._begin()
         if self._attempt is None:
@@ -120,6 +140,7 @@ class Reloads:
     def _read(self, server: Any) -> None:
         attempt = self._running
         crew.keep_up(server)
+        hit("reload.check")
         settings = read_settings()
         for remark in settings.remarks:
             log.info("config: %s", remark)
@@ -160,6 +181,7 @@ class Reloads:
             return
         stale = [m for m in state.serving() if m.release is not attempt.new]
         place = stale[0].place if stale else None
+        hit("reload.spawn")
         attempt.canary = crew.spawn(server, attempt.new, place=place, gentle=True)
         attempt.fresh.append(attempt.canary)
         attempt.step = self._watch
@@ -206,6 +228,7 @@ class Reloads:
             crew.dismiss(server, _replaced(members, stale))
         elif stale or len(members) < server.num_workers:
             place = stale[0].place if stale else None
+            hit("reload.spawn")
             member = crew.spawn(server, state.release, place=place, gentle=bool(stale))
             attempt.fresh.append(member)
         else:

@@ -18,6 +18,8 @@ EXIT_CONFIG = 2
 # Threads of a worker that are left for health checks and refusals.
 FRONT_THREADS = 2
 MOST_THREADS = 256
+# Time for a load balancer to see that readiness says 503 and to turn away.
+DRAIN_SECONDS = 5.0
 # Beyond it threads cost more than a larger pass gains.
 MOST_MERGED = 128
 
@@ -27,7 +29,8 @@ class Settings:
     """The service and what gunicorn needs to know of it. Times in seconds.
 
     ``turns``: requests that one worker processes at once; ``threads``: those it
-    may hold, waiting ones included (each has a thread, which is made when needed).
+    may hold, waiting ones included (each has a thread, which is made when needed);
+    ``drain_seconds``: the part of ``graceful_timeout`` that lets clients turn away.
     """
 
     service: ServiceConfig
@@ -36,6 +39,7 @@ class Settings:
     turns: int
     threads: int
     graceful_timeout: int
+    drain_seconds: float
 
 
 @cache
@@ -80,7 +84,15 @@ def read_settings() -> Settings:
             + FRONT_THREADS,
         ),
         graceful_timeout=int(service.eas.termination_grace_period_s),
+        drain_seconds=_window(service),
     )
+
+
+def _window(service: ServiceConfig) -> float:
+    given = service.host.drain_seconds
+    if given is None:
+        return min(DRAIN_SECONDS, service.eas.termination_grace_period_s / 2)
+    return given
 
 
 def _turns(service: ServiceConfig, workers: int) -> int:

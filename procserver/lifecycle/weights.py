@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from procserver import shm
 from procserver.errors import FgConfigError, ModelError, NotShareable, SharedMemoryError
+from procserver.faults import hit
 from procserver.lifecycle.reports import Message
 from procserver.observe import metrics
 
@@ -100,6 +101,7 @@ class Weights:
         from procserver.model.integrity import verify
         from procserver.model.loading import load
 
+        hit("model.load")
         if not is_canary:
             return self._follow(package, device)
         verify(package)

@@ -11,21 +11,24 @@ from concurrent import futures
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from procserver.errors import ProcserverError
+from procserver.errors import ProcserverError, ServiceError
 from procserver.lifecycle.admission import Admission
+from procserver.lifecycle.backlog import LastAccepts
 from procserver.lifecycle.candidate import Contract, Examination
 from procserver.lifecycle.cores import available_cores, core_set
-from procserver.lifecycle.http import HttpWorker, honour_close
+from procserver.lifecycle.http import Wsgi, honour_close
 from procserver.lifecycle.master import Master, Member, master
 from procserver.lifecycle.process import (
     be_idle,
     be_normal,
     die_with_parent,
     keep_memory,
+    reopen_logs,
 )
 from procserver.lifecycle.reports import Reporter
 from procserver.lifecycle.settings import FRONT_THREADS
 from procserver.observe import metrics
+from procserver.observe.accesslog import AccessLog, log_access
 from procserver.observe.reqlog import Logs
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ EXIT_RESTART_WORKER = 1
 LOG_SECONDS = 2.0
 
 
-class Worker(HttpWorker):
+class Worker(LastAccepts):
     """gthread with a model replica, pinned to its cores."""
 
     member: Member
@@ -52,6 +55,7 @@ class Worker(HttpWorker):
     examination: Examination
     is_idle: bool = False
     logs: Logs | None = None
+    access_log: AccessLog | None = None
 
     def init_process(self) -> None:
         self.request_seconds = master().service.rpc.keepalive_ms / 1000
@@ -86,6 +90,30 @@ class Worker(HttpWorker):
     def is_canary(self) -> bool:
         """Whether this worker introduces a model version."""
         return bool(self.age == self.member.release.canary)
+
+    def _logged(self, app: Wsgi) -> Wsgi:
+        target = master().service.host.access_log
+        if target is None:
+            return app
+        try:
+            self.access_log = AccessLog(target)
+        except OSError as error:
+            raise ServiceError(f"procserver.access_log: {error}") from error
+        return log_access(app, self.access_log)
+
+    def handle_usr1(self, sig: int, frame: object) -> None:
+        if self.cfg.capture_output:
+            super().handle_usr1(sig, frame)
+        reopen_logs()
+        if self.access_log is not None:
+            self.access_log.reopen()
+
+    def is_leaving(self) -> bool:
+        """Whether the whole service is being stopped."""
+        return master().counts.draining
+
+    def _why_leaving(self) -> str | None:
+        return "the service is being stopped" if self.is_leaving() else None
 
     def _obtain_model(self, package: ModelPackage, device: str) -> LoadedModel:
         state = master()
@@ -131,8 +159,12 @@ class Worker(HttpWorker):
                 examination=self.examination,
             )
             self.logs = service.logs
-            service = replace(service, admission=self._admission(state))
-            self.wsgi = honour_close(create_app(service))
+            service = replace(
+                service,
+                admission=self._admission(state),
+                readiness=(*service.readiness, self._why_leaving),
+            )
+            self.wsgi = honour_close(self._logged(create_app(service)), self.is_leaving)
         except ProcserverError as error:
             self.log.error("worker %s cannot start: %s", self.pid, error)
             self._fail(str(error))

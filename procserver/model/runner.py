@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from procserver.errors import BadTensor, ModelError, RequestError
+from procserver.faults import hit
 from procserver.model.batching import Outputs, Request, Turns
 from procserver.model.contract import Kind, check_batch_size, check_ragged
 from procserver.model.failures import device_lost, explain, is_device_lost
@@ -306,6 +307,7 @@ class ModelRunner:
         return True
 
     def _forward(self, requests: Sequence[Tensors]) -> Outputs:
+        hit("model.run")
         gpu = (
             torch.cuda.device(self.device)
             if self.device.type == "cuda"

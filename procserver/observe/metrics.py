@@ -193,6 +193,15 @@ LOG_ENTRIES = _declare(
     )
 )
 
+ACCESS_LINES = _declare(
+    Counter(
+        "procserver_access_log_lines_total",
+        "Lines of the access log; dropped: its file or reader did not take them.",
+        label="outcome",
+        values=("written", "dropped"),
+    )
+)
+
 WORKER_STARTS = _declare(Counter("procserver_worker_starts_total", "Workers forked."))
 WORKER_DEATHS = _declare(
     Counter(

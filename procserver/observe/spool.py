@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from procserver.faults import hit
 from procserver.observe.metrics import LOG_ENTRIES
 
 log = logging.getLogger("procserver.observe")
@@ -165,6 +166,7 @@ def write_whole(folder: Path, name: str, content: bytes) -> None:
     fd = os.open(draft, flags, 0o640)
     try:
         with os.fdopen(fd, "wb", buffering=0) as file:
+            hit("log.write")
             left = memoryview(content)
             while left:
                 left = left[file.write(left) or 0 :]

@@ -13,9 +13,10 @@ DECODE, GATHER, GENERATE, RUN, ENCODE = range(len(STAGES))
 class Trace:
     """Filled while a request is answered; times in nanoseconds.
 
-    ``started``: when the app took the request up; ``begun``: when its body was
-    there; ``stages``: the time of each of the five, 0 for one that was not
-    reached. ``items`` were scored, ``missing`` of them are not in the item cache.
+    ``started``: when the app took the request up; ``queued``: how long it then
+    waited for its turn; ``begun``: when a pipeline had its body; ``stages``: the time
+    of each of the five, 0 for one that was not reached. ``items`` were scored,
+    ``missing`` of them are not in the item cache.
     """
 
     __slots__ = (
@@ -24,6 +25,7 @@ class Trace:
         "debug_level",
         "items",
         "missing",
+        "queued",
         "request_id",
         "stages",
         "started",
@@ -34,13 +36,22 @@ class Trace:
         self.started = self.begun = self._last = perf_counter_ns()
         self.stages = [0] * len(STAGES)
         self.took = 0
+        self.queued = 0
         self.items = 0
         self.missing = 0
         self.debug_level = 0
         self.request_id = ""
 
+    def received(self) -> None:
+        """The body is there; the request waits for its turn."""
+        self._last = perf_counter_ns()
+
+    def taken_up(self) -> None:
+        """It is the request's turn."""
+        self.queued = perf_counter_ns() - self._last
+
     def begin(self) -> None:
-        """The body is there; the first stage begins."""
+        """The first stage begins."""
         self.begun = self._last = perf_counter_ns()
 
     def done(self, stage: int) -> None:
@@ -55,8 +66,9 @@ class Trace:
         return self.took
 
     def milliseconds(self) -> dict[str, float]:
-        """What the slow log shows: whole, receiving, each stage that was reached."""
-        times = {"total": self.took, "receive": self.begun - self.started}
+        """What logs show: whole, receiving, queue, each stage that was reached."""
+        receive = max(0, self.begun - self.started - self.queued)
+        times = {"total": self.took, "receive": receive, "queue": self.queued}
         times |= {n: ns for n, ns in zip(STAGES, self.stages, strict=True) if ns}
         return {name: round(ns / 1e6, 3) for name, ns in times.items()}
 

@@ -508,3 +508,24 @@ def test_any_document_loads_or_says_why(document: dict[str, Any]) -> None:
     else:
         assert found
         assert all(isinstance(line, str) and line for line in found)
+
+
+def test_the_drain_window_is_shorter_than_the_grace_period(
+    minimal: dict[str, Any], environ: dict[str, str]
+) -> None:
+    host = config.parse(minimal, "/srv", environ).service.host
+    assert host.drain_seconds is None
+    document = minimal | {"procserver": {"drain_seconds": 30}}
+    assert "procserver.drain_seconds: 30 s" in problems(document, environ)[0]
+    document = minimal | {"procserver": {"drain_seconds": 29.5}}
+    assert config.parse(document, "/srv", environ).service.host.drain_seconds == 29.5
+    document = minimal | {"procserver": {"drain_seconds": 0}}
+    assert config.parse(document, "/srv", environ).service.host.drain_seconds == 0
+
+
+def test_the_access_log_lies_beside_the_service(
+    minimal: dict[str, Any], environ: dict[str, str]
+) -> None:
+    for told, meant in (("a.log", "/srv/a.log"), ("-", "-"), ("", None)):
+        document = minimal | {"procserver": {"access_log": told}}
+        assert config.parse(document, "/srv", environ).service.host.access_log == meant

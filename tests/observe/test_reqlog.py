@@ -79,4 +79,4 @@ def test_a_line_tells_the_stages_that_were_reached() -> None:
     entry = json.loads(line(trace, 7))
     assert entry["request_id"] == "x" * 128
     assert entry["bytes"] == 7
-    assert list(entry["ms"]) == ["total", "receive", "decode", "run"]
+    assert list(entry["ms"]) == ["total", "receive", "queue", "decode", "run"]

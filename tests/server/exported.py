@@ -88,7 +88,7 @@ def service_json(
         "processor": "easyrec-torch-1.12",
         "token": TOKEN,
         "model_path": str(export),
-        "procserver": {"state_dir": "state"},
+        "procserver": {"state_dir": "state", "drain_seconds": 0},
         **more,
         "model_config": config | more.get("model_config", {}),
     }

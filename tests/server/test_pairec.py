@@ -353,7 +353,7 @@ def write_user_tower(folder: Path) -> Path:
                 "token": tiny.TOKEN,
                 "model_path": "export",
                 "model_config": {"fg_mode": "normal"},
-                "procserver": {"state_dir": "state"},
+                "procserver": {"state_dir": "state", "drain_seconds": 0},
             }
         )
     )

@@ -193,7 +193,7 @@ def write(folder: Path, name: str, **overrides: Any) -> Path:
                 "url": "items.parquet",
                 "tables": [{"key": "item_id"}],
             },
-            "procserver": {"state_dir": "state"},
+            "procserver": {"state_dir": "state", "drain_seconds": 0},
         },
         overrides,
     )
@@ -211,7 +211,7 @@ def write_bypass(folder: Path, name: str, **overrides: Any) -> Path:
             "token": TOKEN,
             "model_path": "doubler.pt",
             "model_config": {"fg_mode": "bypass"},
-            "procserver": {"state_dir": "state"},
+            "procserver": {"state_dir": "state", "drain_seconds": 0},
         },
         overrides,
     )

@@ -3,46 +3,55 @@
 from __future__ import annotations
 
 import http.client
+import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import history
 import tiny
-from live import LiveServer, exchange
+from history import Operation, Promise
+from live import Answer, LiveServer, exchange
 
 AUTH = {"Authorization": tiny.TOKEN}
+TIMEOUT = 30.0
 
-
-@dataclass(frozen=True)
-class Seen:
-    """One answer: when it came, how long it took, on which connection, from what."""
-
-    at: float
-    seconds: float
-    connection: int
-    version: str
-    generation: int
+# What an answer's body says of its items' build and of the model.
+Reader = Callable[[bytes], tuple[frozenset[float], frozenset[float]]]
 
 
 @dataclass
 class Traffic:
-    """Threads with a kept-alive connection each; a context manager."""
+    """Threads that send the same request over and over; a context manager.
+
+    :param pause: between two requests of a client
+    :param rate: requests a second of all clients, at random moments of an open loop
+        (a client that is late does not pause); None: ``pause`` counts
+    :param keepalive: one connection per client, else one per request
+    """
 
     server: LiveServer
     body: bytes
     clients: int = 4
     pause: float = 0.01
-    history: list[Seen] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    rate: float | None = None
+    keepalive: bool = True
+    headers: dict[str, str] = field(default_factory=lambda: dict(AUTH))
+    read: Reader | None = None
+    seed: int = 1
+    history: list[Operation] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
+    _numbers: list[int] = field(default_factory=lambda: [0])
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> Traffic:
         for number in range(self.clients):
-            thread = threading.Thread(target=self._ask, args=(number,))
-            thread.start()
-            self._threads.append(thread)
+            client = threading.Thread(target=self._ask, args=(number,))
+            client.start()
+            self._threads.append(client)
         return self
 
     def __exit__(
@@ -51,57 +60,85 @@ class Traffic:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the clients when they have their answers."""
         self._over.set()
         for thread in self._threads:
             thread.join()
 
-    def _ask(self, number: int) -> None:
-        path = f"/api/predict/{self.server.name}"
-        connection: http.client.HTTPConnection | None = None
-        opened = 0
-        while not self._over.wait(self.pause):
-            if connection is None or connection.sock is None:
-                opened += 1
-                connection = http.client.HTTPConnection(
-                    "127.0.0.1", self.server.port, timeout=30
-                )
-            began = time.monotonic()
-            try:
-                answer = exchange(connection, "POST", path, self.body, AUTH)
-            except (OSError, http.client.HTTPException) as error:
-                self.failures.append(repr(error))
+    def _open(self) -> tuple[int, http.client.HTTPConnection]:
+        with self._lock:
+            self._numbers[0] += 1
+            number = self._numbers[0]
+        port = self.server.port
+        return number, http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+
+    def _ask(self, client: int) -> None:
+        chance = random.Random(self.seed * 1000 + client)
+        number, connection = self._open()
+        due = time.monotonic()
+        while True:
+            if self.rate is None:
+                due = time.monotonic() + self.pause
+            else:
+                due += chance.expovariate(self.rate / self.clients)
+            if self._over.wait(max(0.0, due - time.monotonic())):
+                break
+            done = self._once(number, connection, due if self.rate else 0.0)
+            self.history.append(done)
+            if done.error or connection.sock is None or not self.keepalive:
                 connection.close()
-                continue
+                number, connection = self._open()
+        connection.close()
+
+    def _once(
+        self, number: int, connection: http.client.HTTPConnection, due: float
+    ) -> Operation:
+        path = f"/api/predict/{self.server.name}"
+        began = time.monotonic()
+        try:
+            answer = exchange(connection, "POST", path, self.body, self.headers)
+        except (OSError, http.client.HTTPException) as error:
             ended = time.monotonic()
-            if answer.status != 200:
-                self.failures.append(f"{answer.status}: {answer.body!r}")
-                continue
-            seen = Seen(
-                ended,
-                ended - began,
-                number + self.clients * opened,
-                answer.headers["x-model-version"],
-                int(answer.headers.get("x-cache-generation", 0)),
-            )
-            self.history.append(seen)
-        if connection is not None:
-            connection.close()
+            return Operation(number, began, ended, 0, due=due, error=repr(error))
+        return self._seen(number, began, due, answer)
+
+    def _seen(self, number: int, began: float, due: float, answer: Answer) -> Operation:
+        ended = time.monotonic()
+        if answer.status != history.OK:
+            why = answer.body.decode(errors="replace")
+            return Operation(number, began, ended, answer.status, due=due, error=why)
+        rows, marks = (
+            (frozenset[float](), frozenset[float]())
+            if self.read is None
+            else self.read(answer.body)
+        )
+        return Operation(
+            number,
+            began,
+            ended,
+            answer.status,
+            answer.headers["x-model-version"],
+            int(answer.headers.get("x-cache-generation", 0)),
+            rows,
+            marks,
+            due,
+        )
+
+    def since(self, start: float, end: float = float("inf")) -> list[Operation]:
+        """Operations that began in that time."""
+        return [one for one in list(self.history) if start <= one.began < end]
 
     def versions(self, since: float = 0.0) -> set[str]:
         """What answers came from since then."""
-        return {seen.version for seen in self.history if seen.at >= since}
+        seen = list(self.history)
+        return {one.version for one in seen if one.answered and one.ended >= since}
 
     def check(self, order: list[str]) -> None:
         """No request failed, and on no connection did a version go back.
 
         :param order: the versions in the order in which they were published
         """
-        assert self.failures == []
-        assert self.history
-        last: dict[int, tuple[int, int]] = {}
-        for seen in list(self.history):
-            now = (order.index(seen.version), seen.generation)
-            before = last.get(seen.connection, (0, 0))
-            assert now[0] >= before[0], f"{seen} after {order[before[0]]}"
-            assert now[1] >= before[1], f"{seen} after generation {before[1]}"
-            last[seen.connection] = now
+        history.check(self.history, Promise(order))

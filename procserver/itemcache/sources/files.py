@@ -1,5 +1,6 @@
 """Which files a table is made of, on any file system, as one Arrow dataset."""
 
+import hashlib
 import posixpath
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ import pyarrow.dataset as ds
 from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from procserver.errors import SourceError
+from procserver.itemcache.sources.versions import newest_version
 
 # The extra of ours that installs what a URL scheme needs.
 EXTRAS = {"s3": "s3", "s3a": "s3", "oss": "oss", "gs": "gcs", "gcs": "gcs"}
+# What file systems tell of a file that changes with its content; "created" is the
+# time of the last change of a memory or an object store's file.
+_MARKS = ("size", "mtime", "ino", "ETag", "etag", "LastModified", "updated", "created")
 FORMATS = {
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -28,15 +33,12 @@ def open_dataset(url: str) -> ds.Dataset:
     Directories are walked recursively; names that start with ``_`` or ``.`` are
     left out, ``name=value`` directories become columns. Where some files have a
     known suffix (.parquet, .pq, .arrow, .feather, .ipc) only those are read, else
-    all are taken for Parquet. Columns of all files are united.
+    all are taken for Parquet. Columns of all files are united. Of a directory of
+    versions the current one is read, see ``versions``.
 
     :raises SourceError: if nothing is there, it cannot be read, or schemas clash
     """
-    filesystem, path = _resolve(url)
-    try:
-        root, paths = _list_files(filesystem, path)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"item table {path!r} cannot be listed: {error}") from error
+    filesystem, path, root, paths = _find(url)
     if not paths:
         raise SourceError(f"item table {path!r}: no such file or directory, or empty")
     known = [p for p in paths if _format(p)]
@@ -56,6 +58,37 @@ def open_dataset(url: str) -> ds.Dataset:
         return ds.dataset(known or paths, schema=_united(dataset), **options)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"item table {path!r} cannot be read: {error}") from error
+
+
+def fingerprint(url: str) -> str:
+    """A text that is another one when the files have changed.
+
+    It goes by their names, sizes and times or tags, without reading them.
+
+    :raises SourceError: if they cannot be listed
+    """
+    filesystem, path, _, paths = _find(url)
+    digest = hashlib.sha256()
+    try:
+        for file in paths:
+            about = filesystem.info(file)
+            marks = [str(about.get(key)) for key in _MARKS]
+            digest.update("\0".join([file, *marks, ""]).encode())
+    except OSError as error:
+        raise SourceError(f"item table {path!r} cannot be listed: {error}") from error
+    return digest.hexdigest()
+
+
+def _find(url: str) -> tuple[Any, str, str, list[str]]:
+    """File system, path, the directory that partitions count from, files."""
+    filesystem, path = _resolve(url)
+    try:
+        path = newest_version(filesystem, path.rstrip("/") or "/") or path
+        return filesystem, path, *_list_files(filesystem, path)
+    except SourceError as error:
+        raise SourceError(f"item table {path!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise SourceError(f"item table {path!r} cannot be listed: {error}") from error
 
 
 def _resolve(url: str) -> tuple[Any, str]:

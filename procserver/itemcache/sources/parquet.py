@@ -15,12 +15,13 @@ from procserver.errors import SourceError
 from procserver.itemcache.cells import column_kind
 from procserver.itemcache.sources import (
     Changes,
+    CursorLost,
     Description,
     SourceConfig,
     TableConfig,
     reveal,
 )
-from procserver.itemcache.sources.files import open_dataset
+from procserver.itemcache.sources.files import fingerprint, open_dataset
 
 DEFAULT_KEY = "item_id"
 # PERF: rows per batch and batches read ahead bound the memory of a build.
@@ -85,7 +86,8 @@ class ParquetSource:
     With ``tables``, a table's ``name`` is a path below ``url`` or a URL of its own
     (absent: ``url`` itself). Several tables are merged by key: an item is there if
     any table has it, and where tables share a column the later one wins unless its
-    cell is null. Merging holds all tables in memory, one table streams.
+    cell is null. Merging holds all tables in memory, one table streams. Directories
+    of versions are told in ``versions``.
     """
 
     def __init__(self, config: SourceConfig) -> None:
@@ -110,16 +112,25 @@ class ParquetSource:
         return Description(tables[0].key, _merged_schema(tables), rows)
 
     def snapshot(self) -> tuple[object, Iterator[pa.RecordBatch]]:
-        """All rows; there is no cursor, as files know no changes."""
+        """All rows; the cursor is a fingerprint of the files."""
         self.skipped = Counter()
+        cursor = self._fingerprint()
         tables = self._open()
         if len(tables) == 1:
-            return None, tables[0].batches()
-        return None, self._merge(tables)
+            return cursor, tables[0].batches()
+        return cursor, self._merge(tables)
 
     def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:
-        """None: files are read as a whole."""
-        return None
+        """Nothing, as long as the files are those of the snapshot.
+
+        :raises CursorLost: if there are others; files are read as a whole
+        """
+        if self._fingerprint() != cursor:
+            raise CursorLost("the files of the item tables have changed")
+        return Changes((), cursor)
+
+    def _fingerprint(self) -> str:
+        return " ".join(fingerprint(url) for url, _, _ in self._tables)
 
     def close(self) -> None:
         """Nothing is held between builds."""
