@@ -11,6 +11,7 @@ of the same source:
    then the first is removed: an existing name is never overwritten);
 3. the old control segment goes, a new one is created, and numbers go on from there.
 
+An owner says every minute that it lives, by the time stamp of its control segment.
 Whoever dies half way leaves segments of a dead owner and no control segment that
 names them: garbage, which the next start removes. Nothing is allocated before 3.
 """
@@ -19,19 +20,22 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from procserver import shm
 from procserver.errors import ServiceError, SourceError
 from procserver.itemcache import layout
-from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.control import ControlSegment, is_cache_part
 from procserver.itemcache.reader import Companion, Generation
 from procserver.shm import SHM, Owner
 
 log = logging.getLogger(__name__)
 
 KEPT = "procserver-kept."
+# Seconds for which the caches of other services' dead owners are left alone.
+GRACE = 3600.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,32 @@ def keep(control: ControlSegment) -> int:
     for name in sorted(_named(control), key=lambda n: n == control.name):
         count += _move(name, kept + name.removeprefix(start))
     return count
+
+
+def clear(service: str) -> int:
+    """Removes what dead owners left; returns how many segments.
+
+    All of this service. Of other services not the item caches, which their own next
+    start may want, until their owner has been dead for an hour.
+    """
+    clean = shm.clean_service(service)
+    removed = shm.reclaim(f"/{shm.PREFIX}{clean}.") + forget(service)
+    for name in shm.dead_segments(f"/{shm.PREFIX}"):
+        if not _may_be_wanted(name):
+            removed += shm.unlink(name)
+    return removed
+
+
+def _may_be_wanted(name: str) -> bool:
+    """Whether a segment belongs to an item cache whose owner died lately."""
+    start, _, part = name.rpartition(".")
+    if part != layout.CONTROL and not is_cache_part(part):
+        return False
+    try:
+        seen = (SHM / f"{start}.{layout.CONTROL}".removeprefix("/")).stat().st_mtime
+    except OSError:
+        return False
+    return time.time() - seen < GRACE
 
 
 def forget(service: str) -> int:

@@ -28,6 +28,11 @@ class Room:
         """As it is at this moment."""
         return cls(shm.free_shared_memory(), shm.available_memory())
 
+    def holds(self, missing: int, working: int) -> bool:
+        """Whether there is room for so much shared memory and so much other."""
+        has_memory = self.memory is None or missing + working <= self.memory
+        return missing <= self.shared and has_memory
+
 
 def check(
     rows: int, size: int, taken: int, most: int | None, room: Room | None = None
@@ -46,15 +51,19 @@ def check(
             f"no memory for {PURPOSE}: {about}, procserver.max_cache_bytes allows"
             f" {most}"
         )
-    room = room or Room.now()
     missing = size - taken
+    working = min(WORKING_BYTES, missing)
+    if room is None:
+        room = Room.now()
+        if not room.holds(missing, working) and shm.reclaim():
+            # What dead services left for their next start had been spared so far.
+            room = Room.now()
     if missing > room.shared:
         raise Refused(
             f"no shared memory for {PURPOSE}: {about}, {room.shared} free in"
             f" {shm.SHM}; enlarge it, for example with --shm-size"
         )
-    working = min(WORKING_BYTES, missing)
-    if room.memory is not None and missing + working > room.memory:
+    if not room.holds(missing, working):
         raise Refused(
             f"no memory for {PURPOSE}: {about} and {working} to build it,"
             f" {room.memory} free on this machine or in this container"

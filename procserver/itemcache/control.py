@@ -1,6 +1,7 @@
 """The control segment: which generation of each item table is current."""
 
 import os
+from contextlib import suppress
 
 from cython_ext.shm import Mapping
 from procserver import shm
@@ -19,6 +20,11 @@ def base_name(name: str) -> str:
 def is_generation(name: str) -> bool:
     """Whether a name is that of a generation or companion."""
     return base_name(name).rpartition(".")[2].isdigit()
+
+
+def is_cache_part(part: str) -> bool:
+    """Whether the last part of a segment's name is of the item cache's."""
+    return part.partition("-")[0].isdigit()
 
 
 def is_sealed(name: str) -> bool:
@@ -99,6 +105,11 @@ class ControlSegment:
     def state(self, table: int = 0) -> tuple[int, int]:
         """(generation, delta count) of a table, read in one; (0, 0): none yet."""
         return layout.unpack_state(self._mapping.load(layout.state_offset(table)))
+
+    def beat(self) -> None:
+        """Notes in its time stamp that the owner lives."""
+        with suppress(OSError):
+            os.utime(shm.SHM / self.name.removeprefix("/"))
 
     def allocated(self) -> int:
         """The last generation number handed out."""

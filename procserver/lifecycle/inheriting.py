@@ -37,7 +37,7 @@ def inherit(service: ServiceConfig) -> Adopted | None:
                 shm.SHM,
                 shm.total_shared_memory() / 2**20,
             )
-    removed = shm.reclaim() + adoption.forget(service.name)
+    removed = adoption.clear(service.name)
     if removed:
         log.info("removed %d shared segments of dead owners", removed)
     return adopted

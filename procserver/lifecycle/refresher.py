@@ -37,6 +37,8 @@ log = logging.getLogger("procserver.lifecycle")
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
+# How often the control segment is told that its owner lives.
+BEAT = 60.0
 
 
 class Refresher:
@@ -60,6 +62,7 @@ class Refresher:
         self._commands = -1
         self._pause = FIRST_PAUSE
         self._start_at = 0.0
+        self._beat_at = 0.0
         self._answered: set[str] = set()
         self._label = FIRST
         self.published = adopted is not None
@@ -167,6 +170,9 @@ class Refresher:
         """Notes reports; starts the refresher again when its pause is over."""
         if self._reports is None:
             return
+        if time.monotonic() >= self._beat_at:
+            self._control.beat()
+            self._beat_at = time.monotonic() + BEAT
         if not self._reports.closed:
             for message in self._reports.poll():
                 self._note(message)

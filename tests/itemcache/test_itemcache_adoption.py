@@ -1,9 +1,11 @@
 """A new owner takes over what a dead one left, if it is whole and of its source."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,6 +205,23 @@ def test_keeping_replaces_what_was_kept(service: str) -> None:
     assert shm.reclaim(f"/procserver.{service}.") == 0
     assert adoption.take_over(service, "another") is None
     assert adoption.forget(service) == 3
+    assert left(service) == []
+
+
+def test_others_caches_are_spared_for_a_while(service: str) -> None:
+    pid = leave(service, 10)
+    shutil.copy(part(service, pid, "control"), part(service, pid, "metrics"))
+    shutil.copy(part(service, pid, 1), part(service, pid + 1, 1))
+    adoption.clear("another")
+    # Neither other segments nor what no control segment names.
+    base = f"/procserver.{service}.{pid}."
+    assert left(service) == [f"{base}1", f"{base}1-{DIGEST[:12]}", f"{base}control"]
+    then = time.time() - adoption.GRACE - 1
+    os.utime(part(service, pid, "control"), (then, then))
+    adoption.clear("another")
+    assert left(service) == []
+    leave(service, 10)
+    adoption.clear(service)
     assert left(service) == []
 
 
