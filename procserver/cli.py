@@ -78,6 +78,20 @@ def reload(arguments: argparse.ArgumentParser) -> Run:
     return run
 
 
+def cache(arguments: argparse.ArgumentParser) -> Run:
+    """Look into a service's item cache, which may be running, and is not disturbed."""
+    from procserver.lifecycle.command import add_cache_arguments
+
+    add_cache_arguments(arguments)
+
+    def run(options: argparse.Namespace) -> int:
+        from procserver.lifecycle.looking import main
+
+        return main(options)
+
+    return run
+
+
 # A sub-command is a function that declares its arguments and returns what runs;
 # its name is the command's and its docstring the help text. What it needs is
 # imported when it runs, so that `procserver check` does not wait for torch.
@@ -87,6 +101,7 @@ COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (
     transform,
     replay,
     reload,
+    cache,
 )
 
 
