@@ -7,5 +7,9 @@ from cython_ext.cache_records import Records
 from cython_ext.column import Column
 
 def gather(
-    records: Records, rows: NDArray[np.int64], columns: Sequence[int]
+    records: Records,
+    rows: NDArray[np.int64],
+    columns: Sequence[int],
+    delta: Records | None = None,
+    count: int = 0,
 ) -> list[Column]: ...

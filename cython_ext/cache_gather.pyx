@@ -148,6 +148,8 @@ cdef class _Gather:
     """One call: the records of the rows asked for, and where cells go."""
 
     cdef Records records
+    cdef Records delta
+    cdef uint8_t *deltas     # 1 for each row of the delta; NULL: there is none
     cdef Arena arena
     cdef int64_t rows
     cdef const char **heads
@@ -157,11 +159,21 @@ cdef class _Gather:
     cdef ColumnView *views
 
     cdef int open(
-        self, Records records, const int64_t[::1] rows, list columns
+        self, Records records, const int64_t[::1] rows, list columns,
+        Records delta, int64_t count,
     ) except -1:
         """Checks what is asked for and finds the records, not reading them yet."""
         cdef int64_t i, row
+        cdef int64_t limit = records.rows
+        if delta is not None:
+            if not 0 <= count <= delta.rows or (
+                delta.layout.stride != records.layout.stride
+            ):
+                raise IndexError(f"{count} records of {delta.rows}")
+            limit += count
         self.records = records
+        self.delta = delta
+        self.deltas = NULL
         self.rows = rows.shape[0]
         self.count = len(columns)
         self.arena = Arena()
@@ -170,14 +182,26 @@ cdef class _Gather:
         self.views = <ColumnView *>self.arena.alloc(self.count * sizeof(ColumnView))
         for i in range(self.rows):
             row = rows[i]
-            if row < -1 or row >= records.rows:
-                raise IndexError(f"row {row} of {records.rows}")
-            self.heads[i] = records.missing if row < 0 else record_at(records, row)
+            if row < -1 or row >= limit:
+                raise IndexError(f"row {row} of {limit}")
+            if row >= records.rows:
+                self.heads[i] = record_at(delta, row - records.rows)
+                self.mark_delta(i)
+            else:
+                self.heads[i] = (
+                    records.missing if row < 0 else record_at(records, row))
         for i in range(self.count):
             row = columns[i]
             if row < 0 or row >= records.layout.count:
                 raise IndexError(f"column {row} of {records.layout.count}")
             self.fields[i] = &records.layout.fields[row]
+        return 0
+
+    cdef int mark_delta(self, int64_t i) except -1:
+        if self.deltas == NULL:
+            self.deltas = <uint8_t *>self.arena.alloc(self.rows)
+            memset(self.deltas, 0, self.rows)
+        self.deltas[i] = 1
         return 0
 
     cdef int run(self) except -1 nogil:
@@ -250,8 +274,11 @@ cdef class _Gather:
         cdef int64_t i
         cdef int64_t last = self.records.layout.last_bound
         cdef uint64_t heap, size
-        cdef uint64_t base = <uint64_t><uintptr_t>self.records.mapping.base
+        cdef uint64_t base
         for i in range(self.rows):
+            base = <uint64_t><uintptr_t>self.records.mapping.base
+            if self.deltas != NULL and self.deltas[i]:
+                base = <uint64_t><uintptr_t>self.delta.mapping.base
             # An integer sum: the offset is not checked yet, and a prefetch may go
             # anywhere while a pointer may not.
             heap = base + (<const uint64_t *>(self.heads[i] + RECORD_HEAP))[0]
@@ -301,10 +328,14 @@ cdef class _Gather:
         cdef uint32_t start = (<const uint32_t *>(head + field.slot))[0]
         cdef uint32_t stop = (<const uint32_t *>(head + field.slot + 4))[0]
         cdef uint64_t size = self.records.mapping.size
+        cdef const char *base = self.records.mapping.base
+        if self.deltas != NULL and self.deltas[i]:
+            size = self.delta.mapping.size
+            base = self.delta.mapping.base
         if start > stop or heap > size or stop > size - heap:
             _damaged()
-        end[0] = self.records.mapping.base + heap + stop
-        return self.records.mapping.base + heap + start
+        end[0] = base + heap + stop
+        return base + heap + start
 
     cdef int texts(self, const Field *field, ColumnView *out) except -1 nogil:
         cdef Sink sink
@@ -475,12 +506,16 @@ cdef class _Gather:
 
 
 def gather(
-    Records records not None, const int64_t[::1] rows not None, columns
+    Records records not None, const int64_t[::1] rows not None, columns,
+    Records delta=None, int64_t count=0,
 ) -> list[Column]:
     """The cells of ``rows`` as columns, one per number in ``columns``.
 
     Row -1 gives nulls. The columns own their memory (one arena), so they outlive
     the segment. Safe to call from several threads.
+
+    With ``delta``, of the same layout, its first ``count`` records are the rows
+    behind those of ``records``.
 
     :raises IndexError: for a row or column that does not exist
     :raises ValueError: if a record is damaged
@@ -488,7 +523,7 @@ def gather(
     """
     cdef _Gather call = _Gather.__new__(_Gather)
     cdef int64_t i
-    call.open(records, rows, list(columns))
+    call.open(records, rows, list(columns), delta, count)
     with nogil:
         call.run()
     return [wrap_column(&call.views[i], call.arena) for i in range(call.count)]

@@ -14,18 +14,21 @@ comes from the upper bits of the hash (multiply and shift), so capacity need not
 be a power of two; collisions go to the next slot.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcmp
 
 import numpy as np
 
+from cython_ext.cache_overlay cimport Overlay
 from cython_ext.cache_records cimport (
+    LONGEST_ID,
     RECORD_HEAP,
     RECORD_ID,
     ItemId,
     Records,
-    LONGEST_ID,
     bit_of,
+    hash_of,
+    id_in_record,
     mix,
     parse_decimal,
     read_id,
@@ -40,17 +43,7 @@ cdef enum:
     AHEAD = 16               # records fetched ahead while the index is filled
 
 
-ctypedef struct Slot:
-    uint64_t key
-    uint32_t row
-    uint32_t tag
-
-
 SLOT_BYTES = sizeof(Slot)
-
-
-cdef inline uint64_t _hash(const ItemId *item) noexcept nogil:
-    return item.word if item.text != NULL else mix(item.word)
 
 
 cdef inline uint32_t _tag(uint64_t hash_, bint text) noexcept nogil:
@@ -63,10 +56,6 @@ cdef class ItemIndex:
     :raises ValueError: if they do not lie inside the segment, or if there are
         not more slots than rows (a probe must end at an empty slot)
     """
-
-    cdef Records records
-    cdef Slot *slots
-    cdef readonly int64_t capacity
 
     def __cinit__(
         self, Records records not None, int64_t offset, int64_t capacity
@@ -96,11 +85,17 @@ cdef class ItemIndex:
             duplicates = self._fill()
         return duplicates
 
-    def lookup(self, Column ids not None):
+    def lookup(self, Column ids not None, Overlay overlay=None, int64_t count=0):
         """Row numbers (int64) of a column of ids; -1: null or unknown.
 
+        With ``overlay``, the first ``count`` records of a delta come before the
+        rows: record n has row number ``records.rows + n``, a grave is -1.
+
         :raises TypeError: if the column is not STRING, INT32 or INT64
+        :raises IndexError: if the delta cannot have that many records
         """
+        if overlay is not None and not 0 <= count <= overlay.records.rows:
+            raise IndexError(f"{count} records of {overlay.records.rows}")
         if ids.view.kind == 0:
             return np.full(ids.view.rows, -1, dtype=np.int64)
         if ids.view.kind not in (INT32, INT64, STRING):
@@ -109,7 +104,39 @@ cdef class ItemIndex:
         cdef int64_t[::1] out = rows
         if ids.view.rows:
             with nogil:
-                self._lookup(ids, &out[0])
+                self._lookup(ids, &out[0], overlay, count if overlay is not None else 0)
+        return rows
+
+    def reachable(self) -> bytearray:
+        """One byte for each row: 1 if it is the row of an id, 0 if a later one is."""
+        found = bytearray(self.records.rows)
+        cdef uint8_t[::1] out = found
+        cdef int64_t i, row
+        if self.records.rows:
+            with nogil:
+                for i in range(self.capacity):
+                    row = <int64_t>self.slots[i].row - 1
+                    if 0 <= row < self.records.rows:
+                        out[row] = 1
+        return found
+
+    def covered(self, Overlay overlay not None, int64_t first, int64_t count):
+        """Row (int64) that each record ``first`` ... of a delta stands for; -1: none.
+
+        :raises IndexError: if there are not that many records
+        """
+        if first < 0 or count < 0 or count > overlay.records.rows - first:
+            raise IndexError(f"records {first}:{first + count}")
+        rows = np.full(count, -1, dtype=np.int64)
+        cdef int64_t[::1] out = rows
+        cdef int64_t i
+        cdef ItemId item
+        with nogil:
+            for i in range(count):
+                if id_in_record(
+                    overlay.records, record_at(overlay.records, first + i), &item
+                ):
+                    out[i] = self.find_row(&item, hash_of(&item))
         return rows
 
     def find(self, bytes text not None) -> int:
@@ -126,37 +153,66 @@ cdef class ItemIndex:
             item.text = NULL
             item.length = 0
             item.word = <uint64_t>value
-        return <int64_t>self._find(&item, _hash(&item)).row - 1
+        return self.find_row(&item, hash_of(&item))
 
-    cdef int _lookup(self, Column ids, int64_t *out) except -1 nogil:
+    cdef int _lookup(
+        self, Column ids, int64_t *out, Overlay overlay, int64_t count
+    ) except -1 nogil:
         cdef ItemId[BATCH] items
         cdef uint64_t[BATCH] hashes
         cdef bint[BATCH] present
-        cdef Slot *slot
-        cdef int64_t i, count
+        cdef int64_t i, batch
         cdef int64_t start = 0
         while start < ids.view.rows:
-            count = min(ids.view.rows - start, <int64_t>BATCH)
-            for i in range(count):
+            batch = min(ids.view.rows - start, <int64_t>BATCH)
+            for i in range(batch):
                 present[i] = read_id(&ids.view, start + i, &items[i])
                 if present[i]:
-                    hashes[i] = _hash(&items[i])
+                    hashes[i] = hash_of(&items[i])
                     prefetch(&self.slots[mul_high(hashes[i], self.capacity)])
+                    if count:
+                        overlay.fetch(hashes[i])
             if ids.view.kind == STRING:
-                for i in range(count):
+                for i in range(batch):
                     if present[i] and items[i].text != NULL:
                         self._fetch_text(hashes[i])
-            for i in range(count):
-                out[start + i] = -1
-                if present[i]:
-                    slot = self._find(&items[i], hashes[i])
-                    out[start + i] = <int64_t>slot.row - 1
-            start += count
+            if count:
+                for i in range(batch):
+                    if present[i]:
+                        overlay.fetch_record(hashes[i])
+            self._find_all(
+                items, hashes, present, batch, out + start, overlay, count)
+            start += batch
         return 0
 
-    cdef inline Slot *_find(
-        self, const ItemId *item, uint64_t hash_
+    cdef void _find_all(
+        self, const ItemId *items, const uint64_t *hashes, const bint *present,
+        int64_t batch, int64_t *out, Overlay overlay, int64_t count,
     ) noexcept nogil:
+        cdef int64_t i, number
+        for i in range(batch):
+            out[i] = -1
+            if not present[i]:
+                continue
+            if count:
+                number = overlay.find(&items[i], hashes[i], count)
+                if number >= 0:
+                    if not overlay.is_grave(number):
+                        out[i] = self.records.rows + number
+                    continue
+            out[i] = self.find_row(&items[i], hashes[i])
+
+    cdef void fetch(self, uint64_t hash_) noexcept nogil:
+        """Asks for the home slot of an id."""
+        prefetch(&self.slots[mul_high(hash_, self.capacity)])
+
+    cdef int64_t find_row(self, const ItemId *item, uint64_t hash_) noexcept nogil:
+        """Row number of an id; -1: unknown."""
+        cdef int64_t row = <int64_t>self._find(item, hash_).row - 1
+        # SAFETY: a damaged slot may hold any number.
+        return row if row < self.records.rows else -1
+
+    cdef inline Slot *_find(self, const ItemId *item, uint64_t hash_) noexcept nogil:
         """The slot of an id, or the empty one where it would stand."""
         cdef int64_t at = mul_high(hash_, self.capacity)
         cdef uint32_t tag = _tag(hash_, item.text != NULL)
@@ -203,8 +259,11 @@ cdef class ItemIndex:
             if row + AHEAD < self.records.rows:
                 self._fetch(record_at(self.records, row + AHEAD))
             record = record_at(self.records, row)
-            heap = self._item(record, &item)
-            hash_ = _hash(&item)
+            if not id_in_record(self.records, record, &item):
+                with gil:
+                    raise ValueError("a record of the item cache is damaged")
+            heap = (<const uint64_t *>(record + RECORD_HEAP))[0]
+            hash_ = hash_of(&item)
             slot = self._find(&item, hash_)
             if slot == &NO_SLOT:
                 with gil:
@@ -222,22 +281,6 @@ cdef class ItemIndex:
         if not bit_of(record, self.records.layout.bits, 0):
             hash_ = mix(hash_)
         prefetch(&self.slots[mul_high(hash_, self.capacity)])
-
-    cdef uint64_t _item(self, const char *record, ItemId *item) except? 0 nogil:
-        """The id of a record; returns the offset of its text."""
-        cdef uint64_t heap = (<const uint64_t *>(record + RECORD_HEAP))[0]
-        item.word = (<const uint64_t *>(record + RECORD_ID))[0]
-        item.text = NULL
-        item.length = 0
-        if bit_of(record, self.records.layout.bits, 0):
-            item.length = (<const uint32_t *>(record + self.records.layout.bounds))[0]
-            if item.length > 0xFFFF or heap > <uint64_t>self.records.mapping.size or (
-                heap + item.length > <uint64_t>self.records.mapping.size
-            ):
-                with gil:
-                    raise ValueError("a record of the item cache is damaged")
-            item.text = self.records.mapping.base + heap
-        return heap
 
 
 # What a lookup gets when the index has no end: an empty slot of no index.

@@ -10,6 +10,8 @@ A cell with a length is written as follows (unaligned, little-endian)::
     map        run of keys, run of values
     lists      u32 count << 1 | some null, [bitmap of valid lists],
                count u32 lengths, run of all values
+
+Stamps (see ``cache_stamps.pxd``) follow the cells of a row that has event times.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -24,6 +26,7 @@ from cython_ext.cache_records cimport (
     RecordLayout,
     read_id,
 )
+from cython_ext.cache_stamps cimport STAMP_TIME, put_stamp_count, stamps_size
 from cython_ext.column cimport (
     INT32,
     INT64,
@@ -71,7 +74,7 @@ cdef int64_t _run_size(
     return size + count * scalar_width(v.scalar)
 
 
-cdef int64_t _cell_size(const ColumnView *c, int64_t row) noexcept nogil:
+cdef int64_t cell_size(const ColumnView *c, int64_t row) noexcept nogil:
     """Heap bytes of a cell that is not of fixed width."""
     cdef int64_t start, stop, size
     if cell_is_null(c, row):
@@ -137,7 +140,7 @@ cdef char *_write_run(
     return out + size
 
 
-cdef char *_write_cell(char *out, const ColumnView *c, int64_t row) noexcept nogil:
+cdef char *write_cell(char *out, const ColumnView *c, int64_t row) noexcept nogil:
     cdef int64_t start, stop
     if c.shape == SCALAR:
         start = c.values.offsets[row]
@@ -161,7 +164,8 @@ cdef class RowPacker:
     ``key`` holds the item ids; ``columns`` are in the order of the layout, each of
     the layout's kind or ABSENT (all null), and as long as ``key``. Rows without an
     id, with an id of more than ``LONGEST_ID`` bytes or with 2 GiB of heap bytes are
-    left out and counted. One thread at a time.
+    left out and counted. ``times``: int64 event times of the rows, kept with them.
+    One thread at a time.
 
     :raises TypeError: if ``key`` is no id column or a column is of another kind
     :raises ValueError: if lengths differ
@@ -172,11 +176,16 @@ cdef class RowPacker:
     cdef Column _key
     cdef const ColumnView **views
     cdef int64_t *sizes      # heap bytes of a row; -1: left out
+    cdef object _times_owner
+    cdef const int64_t *times  # of the rows' events; NULL: none has one
     cdef readonly int64_t null_keys
     cdef readonly int64_t long_keys
     cdef readonly int64_t huge_rows
 
-    def __cinit__(self, RecordLayout layout not None, Column key not None, columns):
+    def __cinit__(
+        self, RecordLayout layout not None, Column key not None, columns, times=None
+    ):
+        cdef const int64_t[::1] stamps
         cdef Column column
         cdef int64_t i
         self.layout = layout
@@ -196,6 +205,13 @@ cdef class RowPacker:
             if column.view.rows != key.view.rows:
                 raise ValueError(f"column {i} has {column.view.rows} rows")
             self.views[i] = &column.view
+        if times is not None:
+            stamps = times
+            if stamps.shape[0] != key.view.rows:
+                raise ValueError(f"{stamps.shape[0]} times")
+            self._times_owner = times
+            if key.view.rows:
+                self.times = &stamps[0]
         with nogil:
             self._measure()
 
@@ -212,10 +228,12 @@ cdef class RowPacker:
             view = self.views[i]
             if view.kind != 0 and self.layout.fields[i].width == 0:
                 for row in range(ids.rows):
-                    self.sizes[row] += _cell_size(view, row)
+                    self.sizes[row] += cell_size(view, row)
         for row in range(ids.rows):
             if read_id(ids, row, &item):
                 self.sizes[row] += item.length
+                if self.times != NULL:
+                    self.sizes[row] += stamps_size(1, self.layout.stamp_bytes)
                 if self.sizes[row] > MOST_HEAP:
                     self.huge_rows += 1
                     self.sizes[row] = -1
@@ -290,7 +308,26 @@ cdef class RowPacker:
                 row += 1
             for i in range(self.layout.count):
                 self._write_column(base, heads, picked, count, i)
+            if self.times != NULL:
+                for i in range(count):
+                    self._write_stamp(
+                        base, heads + i * self.layout.stride, self.times[picked[i]])
         return 0
+
+    cdef void _write_stamp(self, char *base, char *record, int64_t time) noexcept nogil:
+        """Every column and the row itself have that time."""
+        cdef int64_t bit
+        cdef char *p = base + (<uint64_t *>(record + RECORD_HEAP))[0] + (
+            (<uint32_t *>(record + self.layout.last_bound))[0])
+        p = put_stamp_count(p, 1)
+        memcpy(p, &time, STAMP_TIME)
+        p += STAMP_TIME
+        memset(p, 0, self.layout.stamp_bytes)
+        for bit in range(self.layout.count + 1):
+            (<uint8_t *>p)[bit >> 3] |= <uint8_t>(1 << (bit & 7))
+        bit = self.layout.stamped
+        (<uint8_t *>record)[self.layout.bits + (bit >> 3)] |= (
+            <uint8_t>(1 << (bit & 7)))
 
     cdef int _write_id(
         self, char *base, int64_t offset, int64_t heap, int64_t row
@@ -333,7 +370,7 @@ cdef class RowPacker:
                     (<const uint32_t *>view.values.data)[picked[i]])
             else:
                 heap = base + (<uint64_t *>(record + RECORD_HEAP))[0]
-                end = _write_cell(heap + bounds[0], view, picked[i])
+                end = write_cell(heap + bounds[0], view, picked[i])
                 bounds[1] = <uint32_t>(end - heap)
             record += stride
         return 0

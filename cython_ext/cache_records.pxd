@@ -16,7 +16,7 @@ from cython_ext.shm cimport Mapping
 
 
 cpdef enum RecordPart:
-    """Offsets inside a record, and limits, of layout version 1."""
+    """Offsets inside a record, and limits, of layout version 3."""
     RECORD_HEAP = 0          # u64: where in the segment the row's heap bytes are
     RECORD_ID = 8            # u64: integer id, or XXH64 of the id's text
     RECORD_CELLS = 16        # 8-byte cells, 4-byte cells, u32 bounds, bits
@@ -48,6 +48,8 @@ cdef class RecordLayout:
     cdef int64_t bounds
     cdef int64_t last_bound
     cdef int64_t bits
+    cdef int64_t stamped     # number of the bit: stamps follow the cells
+    cdef int64_t stamp_bytes  # of a bitmap of columns, row and deletion
 
 
 cdef class Records:
@@ -107,4 +109,20 @@ cdef inline bint parse_decimal(
     return True
 
 
+cdef inline uint64_t hash_of(const ItemId *item) noexcept nogil:
+    return item.word if item.text != NULL else mix(item.word)
+
+
 cdef bint read_id(const ColumnView *ids, int64_t row, ItemId *out) noexcept nogil
+
+
+# The id of a record; text is NULL for an integer. False: it is damaged.
+cdef bint id_in_record(
+    Records records, const char *record, ItemId *out
+) noexcept nogil
+
+
+# Heap bytes of a record, id, cells and stamps; -1: it is damaged.
+cdef int64_t heap_extent(
+    Records records, const char *record
+) noexcept nogil

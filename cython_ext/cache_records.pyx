@@ -22,6 +22,7 @@ from cython_ext.column cimport (
     scalar_width,
     string_at,
 )
+from cython_ext.cache_stamps cimport STAMP_EXTRA, stamps_at, stamps_size
 from cython_ext.intrinsics cimport load_u64
 from cython_ext.shm cimport Mapping
 from cython_ext.xxh64 cimport xxh64_bytes
@@ -37,8 +38,8 @@ cdef class RecordLayout:
 
     Order: heap address, id, 8-byte cells, 4-byte cells, u32 bounds (end of the
     id's text, then of each variable cell, counted from the row's heap address),
-    bits (0: the id is text; 1 + i: column i is null). The size is rounded up to
-    8 bytes. Columns keep schema order inside each group.
+    bits (0: the id is text; 1 + i: column i is null; the last one: stamps follow
+    the cells). The size is rounded up to 8 bytes. Columns keep schema order inside each group.
 
     :raises ValueError: for a number that is no ``Kind``
     """
@@ -77,7 +78,9 @@ cdef class RecordLayout:
                 offset += 4
         self.last_bound = offset
         self.bits = offset + 4
-        self.stride = (self.bits + (1 + self.count + 7) // 8 + 7) & ~<int64_t>7
+        self.stamped = 1 + self.count
+        self.stamp_bytes = (self.count + STAMP_EXTRA + 7) // 8
+        self.stride = (self.bits + (2 + self.count + 7) // 8 + 7) & ~<int64_t>7
 
     def __dealloc__(self):
         free(self.fields)
@@ -114,6 +117,40 @@ cdef bint read_id(const ColumnView *ids, int64_t row, ItemId *out) noexcept nogi
         out.length = 0
     out.word = <uint64_t>value
     return True
+
+
+cdef bint id_in_record(
+    Records records, const char *record, ItemId *out
+) noexcept nogil:
+    cdef uint64_t heap = (<const uint64_t *>(record + RECORD_HEAP))[0]
+    cdef uint64_t size = records.mapping.size
+    out.word = (<const uint64_t *>(record + RECORD_ID))[0]
+    out.text = NULL
+    out.length = 0
+    if bit_of(record, records.layout.bits, 0):
+        out.length = (<const uint32_t *>(record + records.layout.bounds))[0]
+        if out.length > LONGEST_ID or heap > size or (
+            <uint64_t>out.length > size - heap
+        ):
+            return False
+        out.text = records.mapping.base + heap
+    return True
+
+
+cdef int64_t heap_extent(Records records, const char *record) noexcept nogil:
+    cdef uint64_t heap = (<const uint64_t *>(record + RECORD_HEAP))[0]
+    cdef uint64_t size = records.mapping.size
+    cdef uint64_t cells = (<const uint32_t *>(record + records.layout.last_bound))[0]
+    cdef int64_t groups = 0
+    if heap > size or cells > size - heap:
+        return -1
+    if not bit_of(record, records.layout.bits, records.layout.stamped):
+        return cells
+    if stamps_at(
+        records.mapping.base + heap + cells, size - heap - cells,
+        records.layout.stamp_bytes, &groups) == NULL:
+        return -1
+    return cells + stamps_size(groups, records.layout.stamp_bytes)
 
 
 cdef class Records:
@@ -165,14 +202,23 @@ cdef class Records:
         """
         if row < 0 or row >= self.rows:
             raise IndexError(f"row {row} of {self.rows}")
-        cdef const char *record = record_at(self, row)
-        cdef uint64_t heap = (<const uint64_t *>(record + RECORD_HEAP))[0]
-        cdef uint32_t length
-        if not bit_of(record, self.layout.bits, 0):
-            return (<const int64_t *>(record + RECORD_ID))[0]
-        length = (<const uint32_t *>(record + self.layout.bounds))[0]
-        if heap > <uint64_t>self.mapping.size or (
-            length > <uint64_t>self.mapping.size - heap
-        ):
+        cdef ItemId item
+        if not id_in_record(self, record_at(self, row), &item):
             raise ValueError(f"record {row} is damaged")
-        return (self.mapping.base + heap)[:length].decode("utf-8", "surrogateescape")
+        if item.text == NULL:
+            return <int64_t>item.word
+        return item.text[:item.length].decode("utf-8", "surrogateescape")
+
+    def heap_end(self, int64_t row) -> int:
+        """Where the heap bytes of a row end in the segment.
+
+        :raises IndexError: if there is no such row
+        :raises ValueError: if the record is damaged
+        """
+        if row < 0 or row >= self.rows:
+            raise IndexError(f"row {row} of {self.rows}")
+        cdef const char *record = record_at(self, row)
+        cdef int64_t size = heap_extent(self, record)
+        if size < 0:
+            raise ValueError(f"record {row} is damaged")
+        return (<const uint64_t *>(record + RECORD_HEAP))[0] + size

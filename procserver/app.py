@@ -231,6 +231,7 @@ class Models:
                 **service.pipeline.describe_model(),
                 "loaded_at": loaded.isoformat(timespec="seconds"),
                 "last_reload": metrics.last_reload(),
+                "last_refresh": metrics.last_refresh(),
             },
         )
 

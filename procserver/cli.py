@@ -92,6 +92,20 @@ def cache(arguments: argparse.ArgumentParser) -> Run:
     return run
 
 
+def refresh(arguments: argparse.ArgumentParser) -> Run:
+    """Have a running service load its items from their source again."""
+    from procserver.lifecycle.command import add_refresh_arguments
+
+    add_refresh_arguments(arguments)
+
+    def run(options: argparse.Namespace) -> int:
+        from procserver.lifecycle.following import refresh
+
+        return refresh(options)
+
+    return run
+
+
 # A sub-command is a function that declares its arguments and returns what runs;
 # its name is the command's and its docstring the help text. What it needs is
 # imported when it runs, so that `procserver check` does not wait for torch.
@@ -101,6 +115,7 @@ COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (
     transform,
     replay,
     reload,
+    refresh,
     cache,
 )
 

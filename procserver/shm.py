@@ -10,7 +10,8 @@ with the same 24 bytes (little-endian)::
         16     8  owner start time (clock ticks, field 22 of /proc/PID/stat)
 
 A segment is created with ``O_CREX`` and mode 0600 (an existing name is never
-opened for writing, for that would resize what is not ours), given its memory by
+opened for writing, for that would resize what is not ours; but a delta is, by the
+successor of its writer), given its memory by
 ``posix_fallocate`` (a sparse file on a full tmpfs is a SIGBUS later on), and
 unlinked by name. ``multiprocessing.shared_memory`` is not used: its tracker
 unlinks a segment when any reader exits.
@@ -233,6 +234,21 @@ def attach(name: str, *, copy_on_write: bool = False) -> Mapping:
         return Mapping(memory.fd, size, copy_on_write=copy_on_write)
     finally:
         memory.close_fd()
+
+
+def reopen(name: str) -> int:
+    """Opens a segment for writing once more; the caller knows that it is his.
+
+    :return: its descriptor, the caller's to close
+    :raises FileNotFoundError: if there is none of that name
+    :raises SharedMemoryError: if the system refuses
+    """
+    try:
+        return int(posix_ipc.SharedMemory(name).fd)
+    except posix_ipc.ExistentialError:
+        raise FileNotFoundError(f"no shared memory {name}") from None
+    except (OSError, posix_ipc.Error) as error:
+        raise SharedMemoryError(f"cannot open shared memory {name}: {error}") from error
 
 
 def unlink(name: str) -> bool:

@@ -181,3 +181,10 @@ class HostConfig:
         "next start. What a killed service left is taken over in any case.",
         default=False,
     )
+    source_required: bool = setting(
+        "source_required",
+        Boolean(),
+        "Refuse to start while the item source cannot be read. `false`: serve without "
+        "cached items until it can; readiness says so.",
+        default=True,
+    )

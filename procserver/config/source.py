@@ -88,10 +88,10 @@ class SourceConfig:
     period_minutes: int | None = setting(
         "period",
         Integer(1, 5_256_000),
-        "Time between full loads.",
+        "Time between full loads, or between looks at what has changed in tables "
+        "with a `timekey`.",
         unit="min",
         shown_default="never",
-        pending=True,
     )
     fs_project: str | None = setting("fs_project", Text(), "FeatureStore project.")
     fs_model: str | None = setting(

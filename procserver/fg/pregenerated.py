@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cython_ext.column import Column, Kind
+from cython_ext.column import Column, Kind, Shape, shape_of, value_kind
 from cython_ext.fg_pregenerated import column_of, restore
 from procserver.errors import BadFeature
 from procserver.fg.generator import FeatureGenerator
@@ -69,6 +69,7 @@ class Pregenerator:
         self._names: tuple[str, ...] = ()
         self._part = part_of(generator.plan, ())
         self._choices = 0
+        self._continues = False
         # Of each feature, by its values: some row has several, some id is large.
         self._forms: dict[str, tuple[bool, bool]] = {}
 
@@ -80,6 +81,10 @@ class Pregenerator:
 
         return TableSuitability(self._generator)
 
+    def fresh(self) -> "Pregenerator":
+        """Another one for the same ``fg.json``, which is not read again."""
+        return Pregenerator(self._generator)
+
     @property
     def features(self) -> tuple[str, ...]:
         """The features that this build generates."""
@@ -87,7 +92,8 @@ class Pregenerator:
 
     def inputs(self, schema: Collection[str]) -> tuple[str, ...]:
         """Columns to read of an item table; none: nothing can be generated."""
-        self._choose(pregenerable(self._generator.plan, schema))
+        if not self._continues:
+            self._choose(pregenerable(self._generator.plan, schema))
         return self._part.item_inputs
 
     def sample(self, columns: Mapping[str, Column], rows: int) -> None:
@@ -101,6 +107,27 @@ class Pregenerator:
             names[0]: _needed(tensors, names) for names in self._tensor_names()
         }
         self._set_kinds()
+
+    def continued(self, kinds: Mapping[str, Kind]) -> "Pregenerator | None":
+        """One that goes on with what another of the same digest began.
+
+        :param kinds: what the columns are already; batches that do not fit are not
+            generated. None: these are no columns of this generator
+        """
+        names = tuple(
+            feature.spec.name
+            for feature in self._generator.plan.features
+            if f"{feature.spec.name}.values" in kinds
+        )
+        other = Pregenerator(self._generator)
+        other._continues = True
+        other._choose(names)
+        for values, *_ in other._tensor_names():
+            several = shape_of(kinds[values]) == Shape.LIST
+            large = value_kind(kinds[values]) == Kind.INT64
+            other._forms[values] = (several, large)
+        other._set_kinds()
+        return other if other.kinds == dict(kinds) else None
 
     def generate(
         self, columns: Mapping[str, Column], rows: int

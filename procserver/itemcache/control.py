@@ -11,14 +11,14 @@ from procserver.shm import Owner
 
 
 def base_name(name: str) -> str:
-    """The generation that a companion belongs to, by their names."""
+    """The generation that a companion or delta belongs to, by their names."""
     # NOTE: a service's name may hold a dash too, but no dot.
     start, dot, part = name.rpartition(".")
     return start + dot + part.partition("-")[0]
 
 
 def is_generation(name: str) -> bool:
-    """Whether a name is that of a generation or companion."""
+    """Whether a name is that of a generation, companion or delta."""
     return base_name(name).rpartition(".")[2].isdigit()
 
 
@@ -29,12 +29,21 @@ def is_cache_part(part: str) -> bool:
 
 def is_sealed(name: str) -> bool:
     """Whether a generation or companion was completed."""
+    return bool(_flags(name) & layout.SEALED)
+
+
+def is_usable(name: str) -> bool:
+    """Whether it was completed, or is a delta, which never is."""
+    return bool(_flags(name) & (layout.SEALED | layout.DELTA))
+
+
+def _flags(name: str) -> int:
     try:
         with (shm.SHM / name.removeprefix("/")).open("rb") as file:
             header = layout.Header.unpack(file.read(layout.HEAD_BYTES))
     except (OSError, SourceError):
-        return False
-    return bool(header.flags & layout.SEALED)
+        return 0
+    return header.flags
 
 
 class ControlSegment:
@@ -102,6 +111,15 @@ class ControlSegment:
         """Name of the companion that ``digest`` made of a generation."""
         return f"{self.generation_name(number)}-{digest[: layout.DIGEST_DIGITS]}"
 
+    def delta_name(self, number: int, digest: str = "") -> str:
+        """Name of the delta of a generation, or of its companion's."""
+        name = (
+            self.companion_name(number, digest)
+            if digest
+            else (self.generation_name(number))
+        )
+        return f"{name}-{layout.DELTA_PART}"
+
     def state(self, table: int = 0) -> tuple[int, int]:
         """(generation, delta count) of a table, read in one; (0, 0): none yet."""
         return layout.unpack_state(self._mapping.load(layout.state_offset(table)))
@@ -128,16 +146,20 @@ class ControlSegment:
         """Hands out a generation number. Writer only."""
         return self._mapping.add(layout.CONTROL_ALLOCATED, 1) + 1
 
-    def publish(self, generation: int, table: int = 0) -> None:
-        """Makes a sealed generation the current one of its table. Writer only."""
-        self._mapping.store(layout.state_offset(table), layout.pack_state(generation))
+    def publish(self, generation: int, table: int = 0, deltas: int = 0) -> None:
+        """Makes a sealed generation the current one of its table. Writer only.
+
+        :param deltas: records of its delta that are there for readers
+        """
+        state = layout.pack_state(generation, deltas)
+        self._mapping.store(layout.state_offset(table), state)
 
     def sweep(self) -> int:
         """Unlinks what no state names: builds that died, late unlinks.
 
-        Writer only, and not while a build runs. Companions go with their generation,
-        or if they were not completed. Foreign segments under our names stay. Returns
-        how many went.
+        Writer only, and not while a build runs. Companions and deltas go with their
+        generation, or if they were not completed. Foreign segments under our names
+        stay. Returns how many went.
         """
         current = {self.state(table)[0] for table in range(layout.TABLES)}
         keep = {self.generation_name(number) for number in current} | {self.name}
@@ -146,11 +168,11 @@ class ControlSegment:
             for name in shm.list_segments(self.generation_name(0)[:-1])
             if name not in keep
             and is_generation(name)
-            and (base_name(name) not in keep or not is_sealed(name))
+            and (base_name(name) not in keep or not is_usable(name))
         )
 
     def unlink_generation(self, number: int) -> None:
-        """Removes a generation that is not current any more, and its companions.
+        """Removes a generation that is not current any more, and what belongs to it.
 
         Readers keep what they have mapped.
         """
@@ -158,6 +180,18 @@ class ControlSegment:
         shm.unlink(name)
         for companion in shm.list_segments(f"{name}-"):
             self._unlink_own(companion)
+
+    def unlink_companion(self, number: int, digest: str) -> None:
+        """Removes what ``digest`` made of a generation and of its delta."""
+        shm.unlink(self.companion_name(number, digest))
+        shm.unlink(self.delta_name(number, digest))
+
+    def unlink_delta(self, number: int) -> None:
+        """Removes the delta of a generation, and those of its companions."""
+        start = f"{self.generation_name(number)}-"
+        for name in shm.list_segments(start):
+            if name.endswith(f"-{layout.DELTA_PART}"):
+                self._unlink_own(name)
 
     def _unlink_own(self, name: str) -> bool:
         owners = (self.owner, Owner(self.owner.pid, 0))
@@ -172,4 +206,6 @@ class ControlSegment:
             if self._mapping.load(layout.state_offset(table)):
                 self._mapping.store(layout.state_offset(table), 0)
         self.sweep()
+        for part in (layout.CURSOR, layout.CURSOR_DRAFT):
+            shm.unlink(self.name.removesuffix(layout.CONTROL) + part)
         shm.unlink(self.name)

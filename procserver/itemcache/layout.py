@@ -1,4 +1,4 @@
-"""Byte layout of the item cache in POSIX shared memory, version 1.
+"""Byte layout of the item cache in POSIX shared memory, version 3.
 
 Everything is little-endian; offsets count from the first byte of the segment.
 
@@ -12,12 +12,12 @@ by the owner's refresher and mapped read-only by the workers::
         16     8  owner start time (clock ticks, field 22 of /proc/PID/stat)
         24     8  XXH64 of bytes 0..23
         64     8  last generation number handed out (writer only)
-       128     8  state of table 0: generation << 24 | number of deltas
+       128     8  state of table 0: generation << 24 | records of its delta
        192     8  state of table 1 ... one cache line per table, 62 tables
 
 A state is one word, so a reader learns generation and delta count by a single
-atomic load and the writer publishes both by a single atomic store. State 0:
-nothing published yet.
+atomic load (acquire) and the writer publishes both by a single atomic store
+(release). State 0: nothing published yet.
 
 Generation segment, ``/procserver.<service>.<ownerpid>.<generation>``, immutable
 once its number has been published::
@@ -28,7 +28,7 @@ once its number has been published::
         12     4  owner pid
         16     8  owner start time
         24     8  generation
-        32     4  flags: 1 = sealed
+        32     4  flags: 1 = sealed, 2 = companion, 4 = delta
         36     4  number of the table in the control segment
         40     8  built at, nanoseconds since 1970
         48     8  rows (records)
@@ -63,7 +63,8 @@ Record, 8-byte aligned, at block[row >> shift] + (row & mask) * record size::
         16     8  each 8-byte cell, then 4 for each 4-byte cell
          .     4  end of the id's text, then end of each variable cell, counted
                   from the row's heap bytes; a cell starts where the one before ends
-         .     -  bits: 0 = id is text, 1 + i = column i is null; padded to 8
+         .     -  bits: 0 = id is text, 1 + i = column i is null, the one behind
+                  these = stamps follow the cells; padded to 8
 
 Companion segment, ``/procserver.<service>.<ownerpid>.<generation>-<digest>``: what
 was generated ahead from a generation, by whomever a digest stands for (its first
@@ -77,14 +78,38 @@ unlinked with it. Laid out like a generation segment, but for:
     schema      {"key": "", "columns": [[name, kind], ...], "digest": digest}
     record      row r belongs to the generation's row r; its item id is r
 
-A row's heap bytes are the id's text (if it is no integer) and the variable cells
-in column order; how a cell is written is told in cython_ext/cache_pack.pyx. The
+Delta segment, ``/procserver.<service>.<ownerpid>.<generation>-delta``: what has
+changed since the generation was built. One writer appends while workers read; how
+many records they may read is in the state. Most of it is sparse: whatever is going
+to be written gets its memory first. Laid out like a generation segment, but for:
+
+    flags       4 = delta; never sealed, no checksum of the body
+    rows        how many records there can be
+    items       how many distinct ids there can be
+    block shift 24
+    directory   one u64, the offset of the records; a second one, in the delta of a
+                companion: how many records have been written
+    index       overlay: see cython_ext/cache_overlay.pyx; then, 64-byte aligned
+                each: links (u32 for each record), records, heap bytes
+
+A record of a delta is the whole item as it was from then on; record n stands for row
+``rows of the generation + n``. What was written behind the published count (the
+writer died, or gave up) is overwritten.
+
+Delta of a companion, ``...<generation>-<digest>-delta``: what was generated of the
+delta's records, with the same numbers; flags 6 = companion, delta; no overlay and no
+links. Written before the count is published. Where it ends early (its second
+directory word), what is behind it is generated when it is asked for.
+
+A row's heap bytes are the id's text (if it is no integer), the variable cells
+in column order, and stamps (event times; see cython_ext/cache_stamps.pxd) if it
+has any; how a cell is written is told in cython_ext/cache_pack.pyx. The
 offsets inside a record are computed by ``cython_ext.cache_records.RecordLayout``.
 """
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cython_ext.cache_index import SLOT_BYTES
 from cython_ext.cache_records import RecordLayout
@@ -93,9 +118,11 @@ from cython_ext.xxh64 import xxh64
 from procserver.errors import SourceError
 from procserver.shm import PROLOGUE, Owner
 
-VERSION = 2
+VERSION = 3
 
 CONTROL = "control"
+CURSOR = "cursor"
+CURSOR_DRAFT = "cursordraft"
 CONTROL_MAGIC = b"PSRVCTRL"
 CONTROL_CHECKSUM = PROLOGUE.size
 CONTROL_ALLOCATED = 64
@@ -111,6 +138,9 @@ HEAD_CHECKSUM = HEAD.size
 HEAD_BYTES = 256
 SEALED = 1
 COMPANION = 2
+DELTA = 4
+DELTA_PART = "delta"
+DELTA_SHIFT = 24
 DIGEST_DIGITS = 12
 ALIGNMENT = 64
 BLOCK_SHIFT = 14
@@ -248,6 +278,40 @@ class Header:
         if version != VERSION:
             raise SourceError(f"item cache layout {version}, this is layout {VERSION}")
         return cls(*fields)
+
+
+@dataclass(frozen=True)
+class DeltaPlan:
+    """Where the parts of a delta segment are; ``size`` is that of all, sparse."""
+
+    directory: int
+    slots: int
+    links: int
+    records: int
+    heap: int
+    size: int
+
+    @classmethod
+    def of(cls, start: int, slots: int, links: int, size: int) -> "DeltaPlan":
+        """Behind ``start``: that many slots and links, ``size`` bytes of records."""
+        directory = aligned(start)
+        overlay = aligned(directory + 16)
+        linked = aligned(overlay + 8 * slots)
+        records = aligned(linked + 4 * links)
+        heap = aligned(records + size)
+        return cls(directory, overlay, linked, records, heap, heap)
+
+    @classmethod
+    def of_header(cls, header: Header) -> "DeltaPlan":
+        """That of an existing delta."""
+        overlay = bool(header.index_slots)
+        plan = cls.of(
+            header.schema_offset + header.schema_size,
+            header.index_slots,
+            header.rows if overlay else 0,
+            header.rows * header.record_size,
+        )
+        return replace(plan, size=header.size)
 
 
 def pack_schema(

@@ -6,12 +6,15 @@ from collections import Counter
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from cython_ext.cache_copy import RecordCopier
 from cython_ext.cache_index import ItemIndex
 from cython_ext.cache_pack import RowPacker
 from cython_ext.cache_records import Records
-from cython_ext.column import Column, Kind
+from cython_ext.column import Column, Kind, arrow_type
 from cython_ext.shm import Mapping
 from cython_ext.xxh64 import xxh64
 from procserver import shm
@@ -70,7 +73,7 @@ class GenerationWriter:
         self._expected = expected_rows
         self._layout = layout.record_layout(self._schema)
         self._blocks: list[int] = []
-        self._pending: list[tuple[RowPacker, int, int]] = []
+        self._pending: list[tuple[RowPacker | RecordCopier, int, int]] = []
         self._pending_rows = 0
         self._pending_heap = 0
         self._keep = False
@@ -130,17 +133,25 @@ class GenerationWriter:
         """Size of the segment so far."""
         return self._end
 
-    def append(self, batch: pa.RecordBatch) -> None:
+    def append(
+        self, batch: pa.RecordBatch, times: NDArray[np.int64] | None = None
+    ) -> None:
         """Adds the rows of a batch; columns that the schema lacks are ignored.
 
+        :param times: int64 event times of the rows; older events of a delta will
+            not overwrite them
         :raises SourceError: if the key is missing or a column does not fit its kind
         """
         names = batch.schema.names
         if self._key not in names:
             raise SourceError(f"key column {self._key!r} is missing")
-        self._append(self._packer(batch, names), batch.num_rows)
+        self._append(self._packer(batch, names, times), batch.num_rows)
 
-    def _append(self, packer: RowPacker, rows: int) -> None:
+    def append_records(self, copier: RecordCopier, rows: int) -> None:
+        """Adds records of the same schema as they are."""
+        self._append(copier, rows)
+
+    def _append(self, packer: RowPacker | RecordCopier, rows: int) -> None:
         self.seen += rows
         self._left_out["null_key"] += packer.null_keys
         self._left_out["long_key"] += packer.long_keys
@@ -156,7 +167,12 @@ class GenerationWriter:
             if self._pending_rows == block:
                 self._flush()
 
-    def _packer(self, batch: pa.RecordBatch, names: list[str]) -> RowPacker:
+    def _packer(
+        self,
+        batch: pa.RecordBatch,
+        names: list[str],
+        times: NDArray[np.int64] | None,
+    ) -> RowPacker:
         key = batch.column(names.index(self._key))
         column_kind(self._key, key.type)
         key, bad = self._sieve.keys(key)
@@ -168,7 +184,7 @@ class GenerationWriter:
                 key = key.cast(pa.string())
             ids = Column.from_arrow(key)
             columns = self._sieve.columns(self._schema, batch, (self._key, key))
-            return RowPacker(self._layout, ids, list(columns.values()))
+            return RowPacker(self._layout, ids, list(columns.values()), times)
         except TypeError as error:
             raise SourceError(
                 f"key column {self._key!r} has Arrow type {key.type}; item ids are"
@@ -240,15 +256,16 @@ class GenerationWriter:
             **(known | fields),
         )
 
-    def publish(self) -> int:
+    def publish(self, deltas: int = 0) -> int:
         """Seals, makes this the current generation, unlinks the one before.
 
+        :param deltas: records of its delta that are published with it
         :return: the generation number
         """
         self.seal()
         before, _ = self._control.state(self._table)
         hit("cache.publish")
-        self._control.publish(self.number, self._table)
+        self._control.publish(self.number, self._table, deltas)
         self._keep = True
         hit("cache.publish")
         if before:
@@ -343,9 +360,28 @@ class CompanionWriter(GenerationWriter):
         self.seal()
         self._keep = True
 
-    def publish(self) -> int:
+    def publish(self, deltas: int = 0) -> int:
         """Not for companions: the generation is what is published."""
         raise TypeError("a companion is not published")
 
     def _remove(self) -> None:
         shm.unlink(self.name)
+
+
+def source_column(name: str, kind: Kind | None, array: pa.Array) -> Column:
+    """A source array as a column of ``kind`` (None: of its own).
+
+    :raises SourceError: if it is not and cannot be made one
+    """
+    if kind is None:
+        column_kind(name, array.type)
+    try:
+        if kind is not None and column_kind(name, array.type) not in (
+            kind,
+            Kind.ABSENT,
+        ):
+            array = array.cast(arrow_type(kind))
+        return Column.from_arrow(array)
+    except (pa.ArrowException, TypeError) as error:
+        wanted = "" if kind is None else f" as {kind.name}"
+        raise SourceError(f"column {name!r} cannot be read{wanted}: {error}") from error

@@ -22,7 +22,7 @@ from gunicorn.errors import HaltServer
 from procserver import faults
 from procserver.config import ServiceConfig
 from procserver.errors import ServiceError, StateInUse
-from procserver.lifecycle import crew, rundir
+from procserver.lifecycle import crew, refreshing, rundir
 from procserver.lifecycle.crew import child_exit, pre_fork
 from procserver.lifecycle.drain import Drain
 from procserver.lifecycle.fetching import fetch_copies
@@ -50,6 +50,7 @@ def on_starting(server: Any) -> None:
     """Gunicorn hook: in the master, before the sockets are opened."""
     _log_through(server.log)
     _mind_signals(server)
+    refreshing.mind(server, _ask_for_build)
     settings = service_settings()
     service = settings.service
     for remark in settings.remarks:
@@ -135,6 +136,13 @@ def _mind_signals(server: Any) -> None:
     for signum in server.SIGNALS:
         ends = signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
         signal.signal(signum, stop if ends else server.signal)
+
+
+def _ask_for_build() -> None:
+    if started():
+        refresher = master().refresher
+        if refresher is not None:
+            refresher.ask_for_build()
 
 
 def _find_model(server: Any, service: ServiceConfig) -> ModelPackage:

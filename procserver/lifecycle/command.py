@@ -1,4 +1,4 @@
-"""``procserver reload`` and ``procserver cache``: their arguments."""
+"""``procserver reload``, ``refresh`` and ``cache``: their arguments."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
+    """Declares the arguments of ``reload``."""
+    _add(parser, "reload", "the old version stays")
+
+
+def add_refresh_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of ``refresh``."""
+    _add(parser, "load", "the cache stays as it is")
+
+
+def _add(parser: argparse.ArgumentParser, what: str, failed: str) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -21,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait",
         action="store_true",
-        help="follow the reload; exit status 0: done, 1: the old version stays, and "
-        "why, 2: no service runs",
+        help=f"follow the {what}; exit status 0: done, 1: {failed}, and why, 2: no "
+        "service runs",
     )
     parser.add_argument(
         "--timeout",

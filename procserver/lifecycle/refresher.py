@@ -1,9 +1,10 @@
 """The refresher seen from the master: forked, waited for, restarted.
 
 One child process is the only writer of the item feature cache
-(``procserver.itemcache.refresh`` is what it runs). It reports every build over a
-pipe and takes commands over another; a refresher that dies is started again
-with growing pauses while workers go on reading what is published.
+(``procserver.itemcache.refresh`` is what it runs). It reports what it does over a
+pipe (``news``) and takes commands over another; a refresher that dies is started
+again with growing pauses while workers go on reading what is published, and the next
+one goes on from there.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from procserver.config import ServiceConfig, SourceConfig
-from procserver.errors import ProcserverError, Refused, SourceError
+from procserver.errors import ProcserverError, SourceError
 from procserver.itemcache.adoption import Adopted, keep
-from procserver.itemcache.commands import FIRST, keep_command, make_command
+from procserver.itemcache.commands import BUILD, FIRST, keep_command, make_command
 from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.reports import EMPTY
 from procserver.lifecycle.inheriting import digest_of
+from procserver.lifecycle.news import (
+    News,
+    log_companion,
+    message_of,
+    without_credentials,
+)
 from procserver.lifecycle.process import (
     Closable,
     close_sockets,
@@ -39,6 +45,8 @@ FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
 # How often the control segment is told that its owner lives.
 BEAT = 60.0
+# Of a table of a source that does not say.
+DEFAULT_KEY = "item_id"
 
 
 class Refresher:
@@ -63,7 +71,10 @@ class Refresher:
         self._pause = FIRST_PAUSE
         self._start_at = 0.0
         self._beat_at = 0.0
+        self._started = 0.0
         self._answered: set[str] = set()
+        self._asked = False
+        self._news = News()
         self._label = FIRST
         self.published = adopted is not None
         if adopted is not None:
@@ -97,6 +108,7 @@ class Refresher:
                 # Nothing of the master's may run at this process's end.
                 os._exit(status)
         self._pid, self._label = pid, FIRST
+        self._started = time.monotonic()
         os.close(reader)
         os.set_blocking(self._commands, False)
         reports.in_master()
@@ -105,15 +117,19 @@ class Refresher:
         log.info("refresher started (pid %d)", pid)
 
     def wait_for_first_generation(self) -> None:
-        """Blocks until a generation is published.
+        """Blocks until a generation is published: an empty one, if the first build
+        fails and the source is not required.
 
         :raises SourceError: if the first build fails or the refresher dies
         """
         assert self._reports is not None
+        is_required = self._service.host.source_required
         while not self.published:
             for message in self._reports.wait(60.0):
                 self._note(message)
-                if message["event"] == "failed":
+                if message["event"] != "failed" or self.published:
+                    continue
+                if is_required or message["kind"] == EMPTY:
                     raise SourceError(message["reason"])
             if self._reports.closed and not self.published:
                 raise SourceError("the refresher died while it built the item cache")
@@ -151,6 +167,10 @@ class Refresher:
         self._answered.clear()
         self._send(keep_command(self._label))
 
+    def ask_for_build(self) -> None:
+        """Has everything loaded from the source again, as soon as possible."""
+        self._asked = True
+
     @property
     def readers(self) -> list[int]:
         """Descriptors that become readable when there is something to hear."""
@@ -176,7 +196,13 @@ class Refresher:
         if not self._reports.closed:
             for message in self._reports.poll():
                 self._note(message)
+            if self._asked:
+                self._asked = False
+                self._send(BUILD)
             if self._reports.closed:
+                self._news.died()
+                if time.monotonic() > self._started + LONGEST_PAUSE:
+                    self._pause = FIRST_PAUSE
                 log.warning(
                     "refresher (pid %d) died; next start in %.0f s; "
                     "generation stays as it is",
@@ -209,28 +235,14 @@ class Refresher:
             self._control.unlink()
 
     def _note(self, message: Message) -> None:
-        if message["event"] == "published":
-            self.published = True
-            self._pause = FIRST_PAUSE
-            _measure(message)
-            log.info(
-                "item cache generation %d: %d items, %.1f MB, built in %.2f s%s",
-                message["generation"],
-                message["rows"],
-                message["bytes"] / 1e6,
-                message["seconds"],
-                "".join(f", {n} {why}" for why, n in message["skipped"].items()),
-            )
-            _log_companion(message)
-        elif message["event"] == "prepared":
+        event = message["event"]
+        if event == "prepared":
             self._answered.add(message["label"])
-            _log_companion(message)
-        elif message["event"] == "plain":
+            log_companion(message)
+        elif event == "plain":
             log.warning("no features are generated ahead: %s", message["reason"])
         else:
-            outcome = "refused" if message["refused"] else "failed"
-            metrics.CACHE_BUILDS.add(1, outcome)
-            log.error("item cache build %s: %s", outcome, message["reason"])
+            self.published = self._news.note(message) or self.published
 
 
 def _note_adopted(adopted: Adopted) -> None:
@@ -259,36 +271,6 @@ def _what_to_make(service: ServiceConfig, package: ModelPackage) -> str:
     return json.dumps(told)
 
 
-def _measure(message: Message) -> None:
-    metrics.CACHE_BUILDS.add(1, "published")
-    metrics.CACHE_GENERATION.set(message["generation"])
-    metrics.CACHE_ROWS.set(message["rows"])
-    metrics.CACHE_BYTES.set(message["bytes"] + message["companion_bytes"])
-    metrics.CACHE_AGE.mark()
-
-
-def _log_companion(message: Message) -> None:
-    if message["companion_problem"]:
-        log.warning(
-            "item cache generation %d: no features are generated ahead: %s",
-            message["generation"],
-            message["companion_problem"],
-        )
-    elif message["pregenerated"]:
-        log.info(
-            "item cache generation %d: %d features generated ahead, %.1f MB in %.2f s",
-            message["generation"],
-            message["pregenerated"],
-            message["companion_bytes"] / 1e6,
-            message["companion_seconds"],
-        )
-
-
-def _without_credentials(text: str) -> str:
-    """A driver's error text may quote the URL that it was given."""
-    return re.sub(r"(?<=://)[^/\s]*@", "***@", text)
-
-
 def _run_child(
     service: ServiceConfig,
     package: ModelPackage,
@@ -308,34 +290,28 @@ def _run_child(
     signal.signal(signal.SIGUSR1, lambda signum, frame: reopen_logs())
     # NOTE: these import pyarrow, which starts threads: never in the master.
     from procserver.itemcache.guards import Limits
-    from procserver.itemcache.refresh import BuildReport, CompanionReport, Report, run
+    from procserver.itemcache.refresh import Plan, run
     from procserver.itemcache.sources import open_source
     from procserver.lifecycle.companion import open_maker, open_told
-
-    def report(outcome: Report) -> None:
-        if isinstance(outcome, BuildReport):
-            details: dict[str, Any] = vars(outcome)
-            reporter.send("published", **details)
-        elif isinstance(outcome, CompanionReport):
-            reporter.send("prepared", **vars(outcome))
-        else:
-            reporter.send(
-                "failed",
-                reason=_without_credentials(str(outcome)),
-                refused=isinstance(outcome, Refused),
-            )
 
     try:
         maker = open_maker(service, package)
     except ProcserverError as error:
         # The workers will refuse this export themselves, if need be.
         maker = None
-        reporter.send("plain", reason=_without_credentials(str(error)))
+        reporter.send("plain", reason=without_credentials(str(error)))
     run(
         lambda: open_source(source),
         control,
-        report,
+        lambda report: reporter.send(**message_of(report)),
         commands,
+        plan=Plan(
+            period=None
+            if source.period_minutes is None
+            else source.period_minutes * 60,
+            required=service.host.source_required,
+            key=source.tables[0].key if source.tables else DEFAULT_KEY,
+        ),
         parent=parent,
         companion=maker,
         open_maker=open_told,

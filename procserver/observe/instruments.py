@@ -162,7 +162,7 @@ class Gauge(Instrument):
         self._add(self._places.get(label, self._other), (n * self.scale) & _MASK)
 
     def mark(self, label: str = "", *, ago: float = 0.0) -> None:
-        """Something happened ``ago`` seconds before; an ``age`` counts from it."""
+        """Something happened ``ago`` seconds before; an ``age`` gauge counts on."""
         place = self._places.get(label, self._other)
         self._store(place, 0)
         # 0 would mean that it never happened.

@@ -123,23 +123,115 @@ CACHE_ROWS = _declare(
 CACHE_BYTES = _declare(
     Gauge(
         "procserver_cache_bytes",
-        "Shared memory of the item cache.",
+        "Shared memory of the item cache generation and what was generated ahead.",
+        aggregation="last",
+    )
+)
+CACHE_DELTA_ROWS = _declare(
+    Gauge(
+        "procserver_cache_delta_rows",
+        "Records that were appended to the item cache generation.",
+        aggregation="last",
+    )
+)
+CACHE_DELTA_BYTES = _declare(
+    Gauge(
+        "procserver_cache_delta_bytes",
+        "Shared memory of what was appended to the item cache generation.",
         aggregation="last",
     )
 )
 CACHE_AGE = _declare(
     Gauge(
         "procserver_cache_age_seconds",
-        "Time since the newest item cache generation was published.",
+        "Time since the item cache was last as new as its source: a load was "
+        "published, changes were, or there were none.",
+        aggregation="age",
+    )
+)
+CACHE_LAG = _declare(
+    Gauge(
+        "procserver_cache_newest_change_age_seconds",
+        "Age of the newest change that the item cache holds, by the source's own time.",
         aggregation="age",
     )
 )
 CACHE_BUILDS = _declare(
     Counter(
         "procserver_cache_builds_total",
-        "Builds of the item cache, by outcome.",
+        "Builds of the item cache from its source, by outcome.",
         label="outcome",
         values=("published", "failed", "refused"),
+    )
+)
+CACHE_BUILD_STARTS = _declare(
+    Counter(
+        "procserver_cache_build_starts_total",
+        "Builds of the item cache from its source that were begun.",
+    )
+)
+CACHE_BUILD_SECONDS = _declare(
+    Gauge(
+        "procserver_cache_build_seconds",
+        "Duration of the last build of the item cache that was published.",
+        aggregation="last",
+        scale=1000,
+    )
+)
+CACHE_COMPACTIONS = _declare(
+    Counter(
+        "procserver_cache_compactions_total",
+        "Appended changes folded into a new generation, by outcome.",
+        label="outcome",
+        values=("published", "failed", "refused"),
+    )
+)
+CACHE_CHANGES = _declare(
+    Counter(
+        "procserver_cache_changes_total",
+        "Changes that the source told, by what became of them; stale: the cache held "
+        "a newer one.",
+        label="outcome",
+        values=("upserted", "deleted", "stale"),
+    )
+)
+CACHE_SKIPPED = _declare(
+    Counter(
+        "procserver_cache_skipped_rows_total",
+        "Rows of the source that were left out, by reason.",
+        label="reason",
+        values=("null_key", "long_key", "huge_row", "duplicate_key", "bad_value"),
+    )
+)
+REFRESH_FAILURES = _declare(
+    Counter(
+        "procserver_cache_refresh_failures_total",
+        "What failed while the item cache was kept fresh; gap: changes were lost, and "
+        "everything is loaded again; died: the refresher.",
+        label="kind",
+        values=("full", "changes", "gap", "compaction", "died"),
+    )
+)
+LAST_REFRESH = _declare(
+    Text(
+        "procserver_last_refresh_info",
+        "The last build of the item cache from its source: number, outcome, the "
+        "generation that is served since, when.",
+        ("number", "outcome", "generation", "at"),
+    )
+)
+LAST_REFRESH_FAILURE = _declare(
+    Text(
+        "procserver_last_refresh_failure_info",
+        "The last failure to keep the item cache fresh: what, when.",
+        ("kind", "at"),
+    )
+)
+LAST_REFRESH_FAILURE_REASON = _declare(
+    Text(
+        "procserver_last_refresh_failure_reason_info",
+        "Why that failed.",
+        ("reason",),
     )
 )
 
@@ -298,6 +390,45 @@ def last_reload(block: Block | None = None) -> dict[str, object] | None:
     told = dict(zip(LAST_RELOAD.labels, texts, strict=True))
     (reason,) = LAST_RELOAD_REASON.read(block, MASTER) or ("",)
     return {**told, "number": int(told["number"]), "reason": reason or None}
+
+
+def last_refresh(block: Block | None = None) -> dict[str, object] | None:
+    """The master's word on the item cache's last build and failure; None: there is
+    no item source, or no master.
+
+    :param block: the service's, when it is not this process's own
+    """
+    block = block or REGISTRY.block
+    if block is None or block.name is None:
+        return None
+    failure = LAST_REFRESH_FAILURE.read(block, MASTER)
+    texts = LAST_REFRESH.read(block, MASTER)
+    if failure is None and texts is None:
+        return None
+    told: dict[str, object] = {}
+    if texts is not None:
+        told = dict(zip(LAST_REFRESH.labels, texts, strict=True))
+        told["number"] = int(texts[0])
+        told["generation"] = int(texts[2])
+    told["last_failure"] = None
+    if failure is not None:
+        (reason,) = LAST_REFRESH_FAILURE_REASON.read(block, MASTER) or ("",)
+        about = dict(zip(LAST_REFRESH_FAILURE.labels, failure, strict=True))
+        told["last_failure"] = {**about, "reason": reason}
+    return told
+
+
+def has_item_source(block: Block) -> bool:
+    """Whether a service has started a refresher."""
+    return REFRESHER_STARTS.read(block, MASTER, "") > 0
+
+
+def refresh_counts(block: Block) -> tuple[int, int]:
+    """Builds of the item cache that a service has begun, and ended."""
+    ended = sum(
+        CACHE_BUILDS.read(block, MASTER, outcome) for outcome in CACHE_BUILDS.values
+    )
+    return CACHE_BUILD_STARTS.read(block, MASTER, ""), ended
 
 
 def reload_counts(block: Block) -> tuple[int, int]:

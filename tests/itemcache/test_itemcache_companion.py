@@ -35,7 +35,7 @@ class Items:
     def snapshot(self) -> tuple[object, Iterator[pa.RecordBatch]]:
         return None, iter(self.batches)
 
-    def changes(self, cursor: object) -> Changes | None:
+    def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:
         return None
 
     def close(self) -> None:
@@ -54,12 +54,22 @@ class Doubled:
         self.started = 0
         self.on_batch: Callable[[], object] = lambda: None
 
+    def fresh(self) -> "Doubled":
+        return Doubled(self.digest)
+
     def inputs(self, schema: Collection[str]) -> tuple[str, ...]:
         return ("n",) if "n" in schema else ()
 
     def sample(self, columns: Mapping[str, Column], rows: int) -> None:
         self.sampled = rows
         self.kinds = {"double": Kind.INT64}
+
+    def continued(self, kinds: Mapping[str, Kind]) -> "Doubled | None":
+        if list(kinds) != ["double"]:
+            return None
+        other = Doubled(self.digest)
+        other.kinds = dict(kinds)
+        return other
 
     def generate(
         self, columns: Mapping[str, Column], rows: int

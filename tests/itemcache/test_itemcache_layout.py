@@ -53,7 +53,7 @@ def by_hand(**changed: int) -> bytearray:
     body[directory : directory + 8] = struct.pack("<Q", blocks)
     body[index:] = b"".join(slots)
     fields = {
-        "version": 2, "pid": 1234, "started": 99, "generation": 5, "flags": 1,
+        "version": 3, "pid": 1234, "started": 99, "generation": 5, "flags": 1,
         "table": 0, "built_at": 1_700_000_000 * 10**9, "rows": 2, "items": 2,
         "record": 40, "shift": 14, "size": 576, "schema": 256,
         "schema_size": len(schema), "schema_hash": xxh64(schema),
@@ -115,7 +115,7 @@ def test_any_damaged_header_byte_is_refused(at: int) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"version": 3}, "layout 2"),
+        ({"version": 2}, "layout 2"),
         ({"flags": 0}, "not complete"),
         ({"size": 577}, "576 bytes instead of 577"),
         ({"record": 48}, "records do not fit"),

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from queue import Queue
 
 import pytest
-from test_itemcache_companion import Doubled, Items, batch, names_of
+from test_itemcache_companion import Doubled, Items, batch
+from test_itemcache_companion import names_of as all_names_of
 
 from procserver.itemcache import refresh
 from procserver.itemcache.commands import FIRST, keep_command, make_command
@@ -16,6 +17,11 @@ from procserver.itemcache.companion import CompanionMaker
 from procserver.itemcache.control import ControlSegment
 
 OLD, NEW = "a" * 32, "b" * 32
+
+
+def names_of(control: ControlSegment) -> list[str]:
+    """All but where the source's changes go on."""
+    return [name for name in all_names_of(control) if name != "cursor"]
 
 
 class Told:
@@ -32,6 +38,7 @@ class Told:
                 "companion": Doubled(OLD),
                 "open_maker": self.open_maker,
             },
+            daemon=True,
         )
         self.thread.start()
 
@@ -45,7 +52,10 @@ class Told:
         os.write(self.write, command)
 
     def report(self) -> object:
-        return self.reports.get(timeout=20)
+        """The next one that tells how something ended."""
+        while isinstance(report := self.reports.get(timeout=60), refresh.BuildBegan):
+            pass
+        return report
 
     def ask(self, label: str, what: str) -> refresh.CompanionReport:
         self.tell(make_command(label, what))

@@ -47,7 +47,7 @@ class HalfSource:
 
         return None, batches()
 
-    def changes(self, cursor: object) -> Changes | None:
+    def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:
         return None
 
     def close(self) -> None:
@@ -103,12 +103,16 @@ class Loop:
         self.reports: Queue[object] = Queue()
         self.read, self.write = os.pipe()
         self.thread = threading.Thread(
-            target=refresh.run, args=(open_, control, self.reports.put, self.read)
+            target=refresh.run,
+            args=(open_, control, self.reports.put, self.read), daemon=True
         )
         self.thread.start()
 
     def report(self) -> object:
-        return self.reports.get(timeout=20)
+        """The next one that tells how something ended."""
+        while isinstance(report := self.reports.get(timeout=60), refresh.BuildBegan):
+            pass
+        return report
 
     def end(self) -> None:
         os.close(self.write)
@@ -132,8 +136,10 @@ def test_the_loop_builds_on_command_and_ends_with_the_pipe(
     items.unlink()
     os.write(loop.write, refresh.BUILD)
     third = loop.report()
-    assert isinstance(third, SourceError)
-    assert "items.parquet" in str(third)
+    assert isinstance(third, refresh.FailureReport)
+    assert isinstance(third.error, SourceError)
+    assert "items.parquet" in str(third.error)
+    assert 0 < third.pause < 2
     assert CacheReader(control.name).current().get("z") == {"item_id": "z", "v": 9}
     loop.end()
 
@@ -141,8 +147,9 @@ def test_the_loop_builds_on_command_and_ends_with_the_pipe(
 def test_the_loop_survives_any_source_and_stops(control: ControlSegment) -> None:
     loop = Loop(control, HalfSource)
     failure = loop.report()
-    assert isinstance(failure, SourceError)
-    assert "ConnectionError: half way" in str(failure)
+    assert isinstance(failure, refresh.FailureReport)
+    assert isinstance(failure.error, SourceError)
+    assert "ConnectionError: half way" in str(failure.error)
     os.write(loop.write, refresh.STOP)
     loop.thread.join(20)
     loop.end()
@@ -162,8 +169,10 @@ parent = os.getpid()
 if os.fork() == 0:
     # Holds both ends, so the pipe never ends: only the parent's death tells.
     source = lambda: open_source(SourceFor({str(items)!r}))
-    refresh.run(source, control, lambda r: print(os.getpid(), flush=True), read,
-                parent=parent)
+    def report(what):
+        if isinstance(what, refresh.BuildReport):
+            print(os.getpid(), flush=True)
+    refresh.run(source, control, report, read, parent=parent)
     control.unlink()
     print("ended", flush=True)
 else:

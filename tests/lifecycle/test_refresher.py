@@ -2,7 +2,7 @@
 
 import pytest
 
-from procserver.lifecycle.refresher import _without_credentials
+from procserver.lifecycle.news import without_credentials
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from procserver.lifecycle.refresher import _without_credentials
     ],
 )
 def test_credentials_in_urls_are_masked(text: str, shown: str) -> None:
-    assert _without_credentials(text) == shown
+    assert without_credentials(text) == shown

@@ -45,9 +45,12 @@ class Traffic:
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
     _numbers: list[int] = field(default_factory=lambda: [0])
+    _path: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> Traffic:
+        # Read once: a test may break the service JSON while clients go on.
+        self._path = f"/api/predict/{self.server.name}"
         for number in range(self.clients):
             client = threading.Thread(target=self._ask, args=(number,))
             client.start()
@@ -96,10 +99,9 @@ class Traffic:
     def _once(
         self, number: int, connection: http.client.HTTPConnection, due: float
     ) -> Operation:
-        path = f"/api/predict/{self.server.name}"
         began = time.monotonic()
         try:
-            answer = exchange(connection, "POST", path, self.body, self.headers)
+            answer = exchange(connection, "POST", self._path, self.body, self.headers)
         except (OSError, http.client.HTTPException) as error:
             ended = time.monotonic()
             return Operation(number, began, ended, 0, due=due, error=repr(error))

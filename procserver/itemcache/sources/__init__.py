@@ -91,12 +91,14 @@ class Changes:
     """What changed since a cursor, in order; applying it twice does no harm.
 
     ``newest``: time of the latest change in seconds since 1970, where the source
-    knows one; it tells the lag.
+    knows one; it tells the lag. ``more``: whether the answer was cut, so that there is
+    more at once; None: the source cannot tell.
     """
 
     steps: Sequence[Upsert | Delete]
     next_cursor: object
     newest: float | None = None
+    more: bool | None = None
 
 
 class CursorLost(SourceError):
@@ -129,6 +131,10 @@ class ItemSource(Protocol):
 
     def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:
         """What changed after ``cursor``; None: this source knows snapshots only.
+
+        A cursor that JSON gives back as it was (text, numbers, lists, objects with
+        text keys) is saved, and a refresher that is started again goes on from it;
+        with any other one it loads everything.
 
         :param wait: seconds for which it may wait for a first change
         :raises CursorLost: if some of them cannot be had any more

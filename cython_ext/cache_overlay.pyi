@@ -1,0 +1,16 @@
+from typing_extensions import Buffer
+
+from cython_ext.cache_records import Records
+
+MOST_RECORDS: int
+
+class Overlay:
+    records: Records
+    capacity: int
+    def __init__(
+        self, records: Records, slots: int, capacity: int, links: int
+    ) -> None: ...
+    def enter(self, first: int, graves: Buffer) -> int: ...
+    def repair(self, count: int) -> int: ...
+    def newest(self, count: int) -> bytearray: ...
+    def graves(self, count: int) -> bytearray: ...

@@ -1,0 +1,324 @@
+"""The thread that builds generations: from the source, or from what is served."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from typing import Any
+
+from cython_ext.column import Kind
+from procserver.errors import ProcserverError, SourceError
+from procserver.faults import hit
+from procserver.itemcache.compaction import compact
+from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.cursors import NONE
+from procserver.itemcache.delta import DeltaFull
+from procserver.itemcache.guards import Guard, Limits
+from procserver.itemcache.live import Live, State, Tee, sliced, step_rows
+from procserver.itemcache.making import Makers
+from procserver.itemcache.reader import Generation
+from procserver.itemcache.reports import (
+    COMPACTION,
+    EMPTY,
+    FULL,
+    BuildBegan,
+    BuildReport,
+    FailureReport,
+    Report,
+)
+from procserver.itemcache.schedule import BackOff, Plan, Schedule
+from procserver.itemcache.sources import Changes, ItemSource
+from procserver.itemcache.writer import GenerationWriter
+from procserver.shm import attach
+
+log = logging.getLogger(__name__)
+
+OpenSource = Callable[[], ItemSource]
+
+# For how long changes of a source that does not tell whether there are more are read
+# before a generation is published.
+CATCH_UP = 30.0
+
+
+class Ended(Exception):
+    """The refresher ends; nobody waits for what is being made."""
+
+
+def as_error(error: Exception) -> ProcserverError:
+    """What a report can carry; a source of a third party may raise anything."""
+    if isinstance(error, ProcserverError):
+        return error
+    failure = SourceError(f"{type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def load(
+    source: ItemSource,
+    control: ControlSegment,
+    *,
+    table: int = 0,
+    go_on: Callable[[], None] = lambda: None,
+    guard: Guard | None = None,
+) -> tuple[GenerationWriter, object, bool]:
+    """Everything in ``source`` as a sealed generation that is not published.
+
+    :param go_on: called for each batch; what it raises ends the load
+    :param guard: what it must pass, or it is ``Refused``; None: anything goes
+    :return: the writer, for the caller to close; where changes go on; whether the
+        source is one to follow
+    """
+    hit("source.read")
+    about = source.describe()
+    if guard is not None:
+        guard.admit(about)
+    cursor, batches = source.snapshot()
+    writer = GenerationWriter(
+        control,
+        about.key,
+        about.schema,
+        table=table,
+        expected_rows=about.rows,
+        sieve=None if guard is None else guard.sieve,
+    )
+    try:
+        for batch in batches:
+            go_on()
+            hit("source.read")
+            writer.append(batch)
+            if guard is not None:
+                guard.watch(writer)
+        writer.seal()
+        if guard is not None:
+            guard.release(writer)
+    except BaseException:
+        writer.close()
+        raise
+    return writer, cursor, about.follows
+
+
+class Builder:
+    """Takes work from the schedule until that ends; :meth:`run` is its thread."""
+
+    def __init__(
+        self,
+        live: Live,
+        makers: Makers,
+        schedule: Schedule,
+        plan: Plan,
+        open_source: OpenSource,
+        report: Callable[[Report], None],
+        limits: Limits | None = None,
+    ) -> None:
+        self._limits = limits
+        self._live = live
+        self._makers = makers
+        self._schedule = schedule
+        self._plan = plan
+        self._open_source = open_source
+        self._report = report
+        self._pauses = {kind: BackOff(plan) for kind in (FULL, COMPACTION)}
+
+    def run(self) -> None:
+        while (kind := self._schedule.take()) is not None:
+            self._work(kind)
+
+    def _work(self, kind: str) -> None:
+        began = time.monotonic()
+        pauses = self._pauses[kind]
+        try:
+            made = self._full() if kind == FULL else self._compact()
+        except Ended:
+            return
+        except Exception as error:
+            # A load that takes minutes is not begun again after one second.
+            pause = pauses.failed(time.monotonic() - began)
+            self._schedule.want(kind, pause)
+            self._report(FailureReport(kind, as_error(error), pause))
+            log.debug("%s build failed", kind, exc_info=error)
+            if self._live.state is None and not self._plan.required:
+                self._publish_empty()
+            return
+        pauses.worked()
+        if made is not None:
+            self._report(made)
+
+    def _full(self) -> BuildReport:
+        """Loads everything; changes that came meanwhile are published with it."""
+        began = time.monotonic()
+        self._report(BuildBegan())
+        with ExitStack() as stack:
+            source = stack.enter_context(closing(self._open_source()))
+            writer, cursor, follows = load(
+                source,
+                self._live.control,
+                table=self._live.table,
+                go_on=self._go_on,
+                guard=self._guard(),
+            )
+            made = _Made(stack, self._live.control, writer, cursor, follows)
+            told = self._makers.equip(made.state)
+            self._hand_over(made, source)
+            if follows and self._plan.period is not None:
+                self._schedule.restart(FULL, self._plan.period)
+            return made.report(FULL, began, source.skipped, told)
+
+    def _guard(self) -> Guard | None:
+        if self._limits is None:
+            return None
+        control, table = self._live.control, self._live.table
+        reader = self._makers.reader
+        return Guard(self._limits, control, table=table, reader=reader)
+
+    def _compact(self) -> BuildReport | None:
+        """Folds the delta into a generation; changes go on meanwhile."""
+        began = time.monotonic()
+        state = self._live.state
+        if state is None or state.cursor is NONE or not is_foldable(state, self._plan):
+            return None
+        with ExitStack() as stack:
+            tee = self._live.start_tee()
+            stack.callback(self._live.end_tee)
+            writer = compact(self._live.control, state)
+            made = _Made(stack, self._live.control, writer, state.cursor, state.follows)
+            told = self._makers.equip(made.state)
+            self._hand_over(made, None, tee)
+            return made.report(COMPACTION, began, {}, told)
+
+    def _hand_over(
+        self, made: "_Made", source: ItemSource | None, tee: Tee | None = None
+    ) -> None:
+        """Publishes what was made as soon as it knows all that readers have seen.
+
+        :param source: to read changes from; None: opened if it is needed
+        :param tee: in place since before it was made
+        """
+        with ExitStack() as stack:
+            stack.callback(self._live.end_tee)
+            while True:
+                try:
+                    if tee is None:
+                        if source is None:
+                            source = stack.enter_context(closing(self._open_source()))
+                        tee = self._catch_up(made, source)
+                    if self._live.publish(
+                        made.writer, made.state, tee, self._makers.is_equipped
+                    ):
+                        return
+                except DeltaFull:
+                    # So much has changed while it was made.
+                    made.fold()
+                if tee is not None and tee.overflowed:
+                    tee = None
+                self._makers.equip(made.state)
+
+    def _catch_up(self, made: "_Made", source: ItemSource) -> Tee | None:
+        """Reads up to the newest change twice: what comes after the second time has
+        begun is in the tee. None: nobody has seen changes.
+        """
+        if self._live.state is None or not self._read_changes(made, source):
+            return None
+        tee = self._live.start_tee()
+        self._read_changes(made, source)
+        return tee
+
+    def _read_changes(self, made: "_Made", source: ItemSource) -> bool:
+        """Applies changes until there are none; False: the source knows no changes."""
+        state = made.state
+        end = time.monotonic() + CATCH_UP
+        while True:
+            self._go_on()
+            hit("source.read")
+            changes = source.changes(state.cursor, 0.0)
+            if changes is None:
+                return False
+            for step in sliced(changes.steps):
+                state.delta().apply([step], publish=False)
+                made.replayed += step_rows(step)
+            known, state.cursor = state.cursor, changes.next_cursor
+            if _is_all(changes, known) or time.monotonic() > end:
+                return True
+
+    def _go_on(self) -> None:
+        if self._schedule.ended:
+            raise Ended
+
+    def _publish_empty(self) -> None:
+        """Something to serve: requests bring what they know of their items."""
+        control = self._live.control
+        schema = {self._plan.key: Kind.STRING}
+        try:
+            with GenerationWriter(
+                control, self._plan.key, schema, table=self._live.table
+            ) as writer:
+                writer.seal()
+                state = State(control, Generation(attach(writer.name)), NONE)
+                self._live.publish(writer, state, None)
+        except ProcserverError as error:
+            self._report(FailureReport(EMPTY, error))
+            return
+        self._report(BuildReport(writer.number, 0, writer.nbytes, 0.0, {}, kind=EMPTY))
+
+
+def _is_all(changes: Changes, known: object) -> bool:
+    """Whether nothing was left when the source answered."""
+    if changes.more is not None:
+        return not changes.more
+    return not changes.steps or bool(changes.next_cursor == known)
+
+
+def is_foldable(state: State, plan: Plan) -> bool:
+    """Whether the delta has become so large that it is worth while."""
+    most = max(plan.delta_rows, state.generation.row_count // plan.share)
+    return state.is_full or state.delta_rows > most
+
+
+class _Made:
+    """A sealed generation on its way, and what is known of it."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        control: ControlSegment,
+        writer: GenerationWriter,
+        cursor: object,
+        follows: bool | None,
+    ) -> None:
+        self._stack = stack
+        self._control = control
+        self._follows = follows
+        self.replayed = 0
+        self.folded = 0
+        self._take(writer, cursor)
+
+    def _take(self, writer: GenerationWriter, cursor: object) -> None:
+        self.writer = self._stack.enter_context(closing(writer))
+        generation = Generation(attach(writer.name))
+        self.state = State(self._control, generation, cursor, follows=self._follows)
+
+    def fold(self) -> None:
+        """Makes room in the delta of what is not published yet."""
+        before, writer = self.state, self.writer
+        self._take(compact(self._control, before), before.cursor)
+        before.close()
+        writer.close()
+
+    def report(
+        self, kind: str, began: float, skipped: Mapping[str, int], told: dict[str, Any]
+    ) -> BuildReport:
+        """About what was published."""
+        counted = Counter(self.writer.skipped)
+        counted.update(skipped)
+        return BuildReport(
+            generation=self.writer.number,
+            rows=self.writer.items,
+            bytes=self.writer.nbytes,
+            seconds=time.monotonic() - began,
+            skipped={reason: count for reason, count in counted.items() if count},
+            kind=kind,
+            replayed=self.replayed,
+            delta_rows=self.state.delta_rows,
+            delta_bytes=self.state.delta_bytes,
+            **told,
+        )

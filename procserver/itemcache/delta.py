@@ -1,0 +1,297 @@
+"""Changes applied to a generation while it is read: the writer of its delta."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cython_ext.cache_compose import Composer
+from cython_ext.cache_copy import RecordCopier
+from cython_ext.cache_overlay import MOST_RECORDS
+from procserver.errors import SourceError
+from procserver.itemcache import layout
+from procserver.itemcache.companion import CompanionMaker
+from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.events import Ready, chunks, read_step
+from procserver.itemcache.growing import DeltaCompanion, DeltaSegment
+from procserver.itemcache.reader import Generation
+from procserver.itemcache.sources import Delete, Upsert
+
+# How many records a delta has room for, and ids where the table has fewer rows.
+CAPACITY = 1 << 20
+LEAST_IDS = 1 << 12
+# Heap bytes that there is room for: for each record, and at least.
+HEAP_EACH = 512
+LEAST_HEAP = 1 << 28
+
+
+class DeltaFull(SourceError):
+    """The delta has no room for more: it is to be folded into a new generation."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of the events of some steps.
+
+    ``upserted``: rows that set something; ``deleted``: items that ended; ``stale``:
+    events that changed nothing, being older than what is known (or the deletion of
+    what is not there); ``skipped``: rows and columns left out, by reason:
+    ``null_key``, ``long_key``, ``huge_row``, ``bad_value`` (rows with a value that
+    its column cannot hold), ``unknown_column`` (columns of a step).
+    """
+
+    upserted: int = 0
+    deleted: int = 0
+    stale: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: "Applied") -> "Applied":
+        return Applied(
+            self.upserted + other.upserted,
+            self.deleted + other.deleted,
+            self.stale + other.stale,
+            self.skipped + other.skipped,
+        )
+
+
+class DeltaWriter:
+    """Appends changes to a generation, published or not yet. One at a time.
+
+    An existing delta is gone on with: what its writer had not published when it died
+    is forgotten. Use as a context manager or :meth:`close`; the segment stays, it
+    goes with its generation.
+
+    What ``makers`` generate of the changed rows is written with them, for those of
+    which the generation has a companion. Once one cannot go on (a value fits no
+    longer), it is asked no more; ``companion_problem`` tells why, and requests
+    generate for themselves what is behind that.
+
+    :param capacity: records that there shall be room for, at most 16,777,215
+    :raises SourceError: if shared memory does not suffice, or what is there under
+        the delta's name is not what was published
+    """
+
+    def __init__(
+        self,
+        control: ControlSegment,
+        generation: Generation,
+        *,
+        table: int = 0,
+        makers: Sequence[CompanionMaker] = (),
+        capacity: int = CAPACITY,
+    ) -> None:
+        if generation.table != table:
+            raise SourceError(f"generation {generation.number} is not of table {table}")
+        self._control = control
+        self._table = table
+        self.companion_problem = ""
+        self._companions: list[DeltaCompanion] = []
+        number, count = control.state(table)
+        self._published = count if number == generation.number else 0
+        self._segment = self._open(generation.at(0), min(capacity, MOST_RECORDS))
+        try:
+            self._generation = generation.at(0, self._segment.delta)
+            self._ids = self._segment.overlay.repair(self._published)
+            self._written = self._published
+            self._segment.resume(self._written)
+            for maker in makers:
+                self.add_maker(maker)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, generation: Generation, capacity: int) -> DeltaSegment:
+        name = self._control.delta_name(generation.number)
+        if self._published:
+            return self._attach(name, generation)
+        # What a writer left that published nothing may be of any capacity.
+        self._control.unlink_delta(generation.number)
+        ids = min(capacity, max(generation.row_count, LEAST_IDS))
+        rows = max(generation.row_count, 1)
+        mean = (generation.nbytes // rows) * 2
+        heap = max(capacity * max(mean, HEAP_EACH), LEAST_HEAP)
+        return DeltaSegment.create(name, generation, capacity, ids, heap)
+
+    def _attach(self, name: str, generation: Generation) -> DeltaSegment:
+        try:
+            return DeltaSegment.attach(name, generation, layout.DELTA)
+        except FileNotFoundError as error:
+            raise SourceError(f"generation {generation.number}: {error}") from error
+
+    @property
+    def number(self) -> int:
+        """The generation's."""
+        return self._generation.number
+
+    @property
+    def rows(self) -> int:
+        """Records written, published or not."""
+        return self._written
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the delta and those of companions have taken."""
+        return self._segment.nbytes + sum(c.nbytes for c in self._companions)
+
+    @property
+    def fullness(self) -> float:
+        """Share of the room that is used: 1 raises :class:`DeltaFull` soon."""
+        segment = self._segment
+        return max(
+            self._written / segment.capacity,
+            self._ids / segment.id_capacity,
+            segment.heap_used / segment.heap_room,
+        )
+
+    def view(self) -> Generation:
+        """The generation with everything that was written, published or not."""
+        return self._generation.at(self._written)
+
+    def add_maker(self, maker: CompanionMaker) -> None:
+        """Generates for one more maker, beginning with what is in the delta already.
+
+        Nothing happens where the generation has no companion of its digest.
+        """
+        if any(c.digest == maker.digest for c in self._companions):
+            return
+        try:
+            companion = DeltaCompanion.open(
+                self._control, self.view(), maker, self._segment.capacity
+            )
+            if companion is not None:
+                self._companions.append(companion)
+                companion.extend(self.view(), self._written)
+        except Exception as error:
+            # Whatever it is (no memory, a plug-in's error): items can be served.
+            self._complain(error)
+
+    def keep_makers(self, digests: Iterable[str]) -> None:
+        """Generates for these only from now on."""
+        wanted = set(digests)
+        for companion in self._companions:
+            if companion.digest not in wanted:
+                companion.close()
+        self._companions = [c for c in self._companions if c.digest in wanted]
+
+    def apply(
+        self, steps: Sequence[Upsert | Delete], *, publish: bool = True
+    ) -> Applied:
+        """Makes the changes of ``steps``, in order: all of them, or none.
+
+        With ``publish`` readers see them all at once when this returns; otherwise
+        with the next publication. Several events of one item make one record.
+
+        :raises DeltaFull: if there is no room; nothing has been changed then
+        :raises SourceError: if a step has no key column, shared memory does not
+            suffice, or the steps are too large for an empty delta
+        """
+        before = self._written
+        total = Applied()
+        try:
+            for chunk in chunks(read_step(step, self._generation) for step in steps):
+                total += self._apply(chunk)
+        except BaseException:
+            self._roll_back(before)
+            raise
+        if publish:
+            self.publish()
+        return total
+
+    def publish(self) -> None:
+        """Shows readers what has been written, and the generation, in one store."""
+        if self._published == self._written and (
+            self._control.state(self._table)[0] == self.number
+        ):
+            return
+        self._control.publish(self.number, self._table, self._written)
+        self._published = self._written
+
+    def _apply(self, chunk: Sequence[Ready]) -> Applied:
+        composer = Composer(self._segment.layout, [ready.step for ready in chunk])
+        composer.resolve(self._generation.index, self._segment.overlay, self._written)
+        skipped = sum((ready.skipped for ready in chunk), Counter[str]())
+        for reason in ("null_key", "long_key", "huge_row"):
+            skipped[reason] += getattr(composer, f"{reason}s")
+        if composer.kept:
+            self._reserve(composer.kept, composer.fresh, composer.heap)
+            at, heap = self._segment.room()
+            self._segment.heap_end = composer.pack(self._segment.mapping, at, heap)
+            self._enter(composer.graves())
+        return Applied(composer.upserted, composer.deleted, composer.stale, +skipped)
+
+    def carry(self, other: Generation, records: NDArray[np.int64]) -> None:
+        """Appends records of another generation's delta, stamps and graves included.
+
+        :param records: their numbers, ascending
+        :raises DeltaFull: if there is no room; nothing has been changed then
+        """
+        if other.delta is None or other.delta.overlay is None or not len(records):
+            return
+        graves = np.frombuffer(other.delta.overlay.graves(other.count), np.uint8)
+        copier = RecordCopier(other.delta.records, records)
+        _, kept, size = copier.measure(0, len(records))
+        before = self._written
+        try:
+            self._reserve(kept, kept, size)
+            at, heap = self._segment.room()
+            _, self._segment.heap_end = copier.pack(
+                self._segment.mapping, 0, len(records), at, heap
+            )
+            self._enter(bytearray(graves[records]))
+        except BaseException:
+            self._roll_back(before)
+            raise
+
+    def _reserve(self, records: int, ids: int, heap: int) -> None:
+        segment = self._segment
+        if (
+            self._written + records > segment.capacity
+            or self._ids + ids > segment.id_capacity
+            or segment.heap_used + heap > segment.heap_room
+        ):
+            detail = f"{records} records with {heap} bytes beside {self._written}"
+            if self._written == 0:
+                raise SourceError(f"changes too large for a delta: {detail}")
+            raise DeltaFull(f"delta of generation {self.number} is full: {detail}")
+        segment.grow(records, heap)
+
+    def _enter(self, graves: bytearray) -> None:
+        """Records are there: companions next, then the overlay leads to them."""
+        first = self._written
+        written = first + len(graves)
+        self._segment.written = written
+        for companion in list(self._companions):
+            try:
+                companion.extend(self._generation.at(written), written)
+            except Exception as error:
+                self._complain(error)
+                self._companions.remove(companion)
+                companion.close()
+        self._ids += self._segment.overlay.enter(first, graves)
+        self._written = written
+
+    def _complain(self, error: Exception) -> None:
+        self.companion_problem = f"{type(error).__name__}: {error}"
+
+    def _roll_back(self, count: int) -> None:
+        self._ids = self._segment.overlay.repair(count)
+        self._written = count
+        self._segment.resume(count)
+        for companion in self._companions:
+            companion.resume(count)
+
+    def close(self) -> None:
+        """Lets go of the segments; they stay."""
+        self._segment.close()
+        for companion in self._companions:
+            companion.close()
+        self._companions.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

@@ -1,0 +1,219 @@
+"""The thread that applies the source's changes to what is published."""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from procserver.faults import hit
+from procserver.itemcache.building import OpenSource, as_error, is_foldable
+from procserver.itemcache.cursors import NONE
+from procserver.itemcache.delta import Applied, DeltaFull
+from procserver.itemcache.live import Live, State, Step, sliced
+from procserver.itemcache.reports import (
+    CHANGES,
+    COMPACTION,
+    FULL,
+    GAP,
+    ChangesReport,
+    FailureReport,
+    Report,
+)
+from procserver.itemcache.schedule import BackOff, Plan, Schedule
+from procserver.itemcache.sources import Changes, CursorLost, ItemSource
+
+log = logging.getLogger(__name__)
+
+# Longest time for which a source is asked to wait for a change.
+WAIT = 1.0
+# Between two calls of a source that does not wait.
+SHORTEST = 0.1
+# Between two reports while changes come.
+REPORT_EVERY = 0.5
+
+
+class Follower:
+    """Asks the source what has changed; :meth:`run` is its thread.
+
+    A source that is one to follow is asked all the time, any other one once a period.
+    One that knows no changes, or lost them, has a full build instead; with one that
+    is followed this is a gap.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        schedule: Schedule,
+        plan: Plan,
+        open_source: OpenSource,
+        report: Callable[[Report], None],
+    ) -> None:
+        self._live = live
+        self._schedule = schedule
+        self._plan = plan
+        self._open_source = open_source
+        self._report = report
+        self._pauses = BackOff(plan)
+        self._ended = threading.Event()
+        self._source: ItemSource | None = None
+        self._tally = _Tally()
+        # When the source is asked next, if it is not followed.
+        self._polled: tuple[State, float] | None = None
+
+    def end(self) -> None:
+        """Returns at once; a source that hangs is left alone."""
+        self._ended.set()
+
+    def run(self) -> None:
+        try:
+            while not self._ended.is_set():
+                state = self._live.state
+                if state is None or state.cursor is NONE:
+                    self._live.wait(state, WAIT)
+                else:
+                    self._try(state)
+        finally:
+            self._close()
+
+    def _try(self, state: State) -> None:
+        try:
+            self._turn(state)
+        except CursorLost as error:
+            self._live.lose(state)
+            self._schedule.want(FULL)
+            if state.follows:
+                self._report(FailureReport(GAP, error))
+        except Exception as error:
+            self._close()
+            pause = self._pauses.failed()
+            self._report(FailureReport(CHANGES, as_error(error), pause))
+            log.debug("changes failed", exc_info=error)
+            self._ended.wait(pause)
+        else:
+            self._pauses.worked()
+
+    def _close(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            try:
+                source.close()
+            except Exception as error:
+                log.debug("the source cannot be closed", exc_info=error)
+
+    def _turn(self, state: State) -> None:
+        """Asks once, or waits for a second."""
+        if state.follows is None:
+            # A refresher before this one has built it.
+            state.follows = self._opened().describe().follows
+            if state.follows and self._plan.period is not None:
+                left = state.since + self._plan.period - time.monotonic()
+                self._schedule.want(FULL, max(0.0, left))
+        if not state.follows and not self._is_due(state):
+            self._live.wait(state, WAIT)
+            return
+        began = time.monotonic()
+        hit("source.read")
+        changes = self._opened().changes(state.cursor, WAIT if state.follows else 0.0)
+        if changes is None:
+            state.follows = False
+            self._polled = (state, time.monotonic())
+            if self._plan.period is not None and self._is_over(state):
+                self._schedule.want(FULL)
+            return
+        self._apply(state, changes)
+        if not changes.more:
+            self._polled = (state, time.monotonic())
+            if state.follows and not changes.steps:
+                self._ended.wait(max(0.0, began + SHORTEST - time.monotonic()))
+
+    def _opened(self) -> ItemSource:
+        if self._source is None:
+            self._source = self._open_source()
+        return self._source
+
+    def _is_over(self, state: State) -> bool:
+        """Whether the period since the load is."""
+        period = self._plan.period
+        return period is not None and time.monotonic() >= state.since + period
+
+    def _is_due(self, state: State) -> bool:
+        if self._plan.period is None:
+            return False
+        if self._polled is None or self._polled[0] is not state:
+            return self._is_over(state)
+        return time.monotonic() >= self._polled[1] + self._plan.period
+
+    def _apply(self, state: State, changes: Changes) -> None:
+        """Applies all of it, also to a state that takes over meanwhile, if that goes
+        on from the same place; else what is left is read again from there.
+        """
+        cursor: object = state.cursor
+        now: State | None = state
+        for step in sliced(changes.steps):
+            applied = None
+            while applied is None:
+                if now is None or now.cursor != cursor or self._ended.is_set():
+                    return
+                applied = self._append(now, step)
+                state, now = now, self._live.state if applied is None else now
+            self._tally.add(applied)
+            self._fold_if_large(state)
+        while now is not None and now.cursor == cursor:
+            if self._live.advance(now, changes.next_cursor):
+                break
+            now = self._live.state
+        self._tally.newest = max(changes.newest or 0.0, self._tally.newest)
+        self._tell(state, at_once=not changes.steps)
+
+    def _append(self, state: State, step: Step) -> Applied | None:
+        """None: another state is to be tried."""
+        try:
+            return self._live.apply(state, step)
+        except DeltaFull:
+            if not state.delta_rows:
+                # It never fits: nothing but a full load brings it in.
+                raise CursorLost("a change is larger than a delta can be") from None
+            state.is_full = True
+            self._fold_if_large(state)
+            self._live.wait(state, WAIT)
+            return None
+
+    def _fold_if_large(self, state: State) -> None:
+        if not state.is_folding and is_foldable(state, self._plan):
+            state.is_folding = True
+            self._schedule.want(COMPACTION)
+
+    def _tell(self, state: State, *, at_once: bool) -> None:
+        tally = self._tally
+        if at_once or time.monotonic() >= tally.told + REPORT_EVERY:
+            self._report(tally.report(state))
+            self._tally = _Tally(tally.newest, time.monotonic())
+
+
+class _Tally:
+    """What was applied since the last report."""
+
+    def __init__(self, newest: float = 0.0, told: float = 0.0) -> None:
+        self.newest = newest
+        self.told = told
+        self._upserted = self._deleted = self._stale = 0
+        self._skipped: Counter[str] = Counter()
+
+    def add(self, applied: Applied) -> None:
+        self._upserted += applied.upserted
+        self._deleted += applied.deleted
+        self._stale += applied.stale
+        self._skipped.update(applied.skipped)
+
+    def report(self, state: State) -> ChangesReport:
+        return ChangesReport(
+            generation=state.generation.number,
+            upserted=self._upserted,
+            deleted=self._deleted,
+            stale=self._stale,
+            skipped={reason: n for reason, n in self._skipped.items() if n},
+            delta_rows=state.delta_rows,
+            delta_bytes=state.delta_bytes,
+            newest=self.newest or None,
+        )
