@@ -28,7 +28,7 @@ from procserver import shm
 from procserver.errors import ServiceError, SourceError
 from procserver.itemcache import layout
 from procserver.itemcache.control import ControlSegment, is_cache_part
-from procserver.itemcache.reader import Companion, Generation
+from procserver.itemcache.reader import Companion, Delta, Generation
 from procserver.shm import SHM, Owner
 
 log = logging.getLogger(__name__)
@@ -168,6 +168,8 @@ def _open(name: str, source: str) -> _Estate | None:
                 raise SourceError(f"generation {state[0]} belongs to another")
             if generation.source != source:
                 raise SourceError("it was loaded from another source")
+            if state[1]:
+                _check_delta(control, generation, state[1])
             states[table], generations[table] = state, generation
         if 0 not in states:
             return None
@@ -177,9 +179,23 @@ def _open(name: str, source: str) -> _Estate | None:
         return None
 
 
+def _check_delta(control: ControlSegment, generation: Generation, count: int) -> None:
+    """:raises SourceError: if a delta of ``count`` records is not there"""
+    delta = Delta(shm.attach(control.delta_name(generation.number)))
+    if (
+        delta.header.owner != control.owner
+        or delta.number != generation.number
+        or delta.row_count < count
+    ):
+        raise SourceError(f"generation {generation.number}: a foreign delta")
+
+
 def _named(control: ControlSegment) -> Iterator[str]:
     """The control segment, and what belongs to the states that it publishes."""
     yield control.name
+    yield from shm.list_segments(
+        f"{control.name.removesuffix(layout.CONTROL)}{layout.CURSOR}"
+    )
     for table in range(layout.TABLES):
         number, _ = control.state(table)
         if number:
@@ -194,13 +210,12 @@ def _take(service: str, estate: _Estate, owner: Owner) -> Adopted:
     for name in estate.segments:
         if name == estate.control.name:
             continue
-        if "-" in name.rpartition(".")[2]:
-            try:
-                companions += Companion(shm.attach(name)).nbytes
-            except (OSError, ServiceError) as error:
-                # Features are generated for each request then, until the next build.
-                log.info("%s is not taken over: %s", name, error)
-                continue
+        try:
+            companions += _companion_bytes(name)
+        except (OSError, ServiceError) as error:
+            # Features are generated for each request then, until the next build.
+            log.info("%s is not taken over: %s", name, error)
+            continue
         _give(name, owner)
         _move(name, new_start + name.removeprefix(start))
     allocated = estate.control.allocated()
@@ -216,6 +231,20 @@ def _take(service: str, estate: _Estate, owner: Owner) -> Adopted:
     )
 
 
+def _companion_bytes(name: str) -> int:
+    """Size of a companion; 0 for other segments.
+
+    :raises SourceError: if it, or what was generated of its delta, is not sound
+    """
+    _, _, digest = name.rpartition(".")[2].partition("-")
+    if not digest or digest == layout.DELTA_PART:
+        return 0
+    if digest.endswith(f"-{layout.DELTA_PART}"):
+        Delta(shm.attach(name), layout.DELTA | layout.COMPANION)
+        return 0
+    return Companion(shm.attach(name)).nbytes
+
+
 def _give(name: str, owner: Owner) -> None:
     """Writes a new owner into a segment's header.
 
@@ -223,6 +252,11 @@ def _give(name: str, owner: Owner) -> None:
     """
     fd = os.open(SHM / name.removeprefix("/"), os.O_RDWR | os.O_NOFOLLOW)
     try:
+        if name.endswith(f".{layout.CURSOR}"):
+            # NOTE: its checksum is of what follows the prologue.
+            head = shm.PROLOGUE.unpack(os.pread(fd, shm.PROLOGUE.size, 0))
+            os.pwrite(fd, shm.PROLOGUE.pack(*head[:2], owner.pid, owner.started), 0)
+            return
         header = layout.Header.unpack(os.pread(fd, layout.HEAD_BYTES, 0))
         header = replace(header, owner_pid=owner.pid, owner_started=owner.started)
         os.pwrite(fd, header.pack(), 0)

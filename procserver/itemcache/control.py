@@ -24,7 +24,7 @@ def is_generation(name: str) -> bool:
 
 def is_cache_part(part: str) -> bool:
     """Whether the last part of a segment's name is of the item cache's."""
-    return part.partition("-")[0].isdigit()
+    return part == layout.CURSOR or part.partition("-")[0].isdigit()
 
 
 def is_sealed(name: str) -> bool:

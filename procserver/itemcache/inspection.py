@@ -20,7 +20,7 @@ from procserver import shm
 from procserver.errors import ServiceError
 from procserver.itemcache import layout
 from procserver.itemcache.adoption import KEPT
-from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.control import ControlSegment, is_cache_part
 from procserver.itemcache.reader import CacheReader, Companion, Generation
 
 Tree = dict[str, Any]
@@ -95,11 +95,11 @@ def describe(found: Found, *, verify: bool = False) -> Tree:
         "age_seconds": round(max(0.0, time.time() - generation.built_at), 1),
         "key": generation.key,
         "schema": {name: kind.name for name, kind in generation.schema.items()},
-        "companions": [_companion(one) for one in companions(control, generation)],
+        "companions": [_companion(one) for one in companions(control)],
     }
     if verify:
         generation.verify()
-        for one in companions(control, generation):
+        for one in companions(control):
             one.verify()
         tree["verified"] = True
     return tree
@@ -110,7 +110,7 @@ def _segments(control: ControlSegment) -> list[Tree]:
     return [
         {"name": name, "bytes": shm.total_size(name)}
         for name in shm.list_segments(start)
-        if name == control.name or name.removeprefix(start)[:1].isdigit()
+        if name == control.name or is_cache_part(name.removeprefix(start))
     ]
 
 
@@ -122,16 +122,18 @@ def _companion(companion: Companion) -> Tree:
     }
 
 
-def companions(control: ControlSegment, generation: Generation) -> list[Companion]:
-    """What was generated ahead from a generation, as far as it is sound."""
+def companions(control: ControlSegment) -> list[Companion]:
+    """What was generated ahead from what is published, as far as it is sound."""
     found = []
-    prefix = f"{control.generation_name(generation.number)}-"
-    for name in shm.list_segments(prefix):
+    number, _ = control.state()
+    for name in shm.list_segments(f"{control.generation_name(number)}-"):
         try:
-            companion = Companion(shm.attach(name))
+            digest = Companion(shm.attach(name)).digest
+            companion = CacheReader(control.name, digest=digest).current().companion
         except (FileNotFoundError, ServiceError):
+            # A delta; or what is gone, or damaged.
             continue
-        if companion.number == generation.number:
+        if companion is not None:
             found.append(companion)
     return found
 
@@ -152,7 +154,9 @@ def get(found: Found, item_id: str) -> Tree | None:
         "raw": _cells(generation, row),
         "generated": {
             one.digest[: layout.DIGEST_DIGITS]: _cells(one, row)
-            for one in companions(found.control, generation)
+            for one in companions(found.control)
+            if one.number == generation.number
+            and one.covers(np.array([row], dtype=np.int64))
         },
     }
 

@@ -76,7 +76,7 @@ class Refresher:
         self._asked = False
         self._news = News()
         self._label = FIRST
-        self.published = adopted is not None
+        self.published = self._is_adopted = adopted is not None
         if adopted is not None:
             adopted.hand_over(self._control)
             _note_adopted(adopted)
@@ -115,6 +115,10 @@ class Refresher:
         self._reports = reports
         metrics.REFRESHER_STARTS.add()
         log.info("refresher started (pid %d)", pid)
+        if self._is_adopted:
+            # Whatever it can go on from: nobody looked at the source meanwhile.
+            self._is_adopted = False
+            self._send(BUILD)
 
     def wait_for_first_generation(self) -> None:
         """Blocks until a generation is published: an empty one, if the first build
