@@ -14,7 +14,7 @@ from procserver.itemcache.compaction import compact
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.delta import DeltaFull
-from procserver.itemcache.guards import Guard, Limits
+from procserver.itemcache.guards import Guard, Limits, sifted
 from procserver.itemcache.live import Live, State, Tee, sliced, step_rows
 from procserver.itemcache.making import Makers
 from procserver.itemcache.reader import Generation
@@ -234,7 +234,11 @@ class Builder:
             if changes is None:
                 return False
             for step in sliced(changes.steps):
-                state.delta().apply([step], publish=False)
+                good, why = sifted(
+                    step, state.generation, self._limits, self._makers.reader
+                )
+                made.skipped.update(why)
+                state.delta().apply([good], publish=False)
                 made.replayed += step_rows(step)
             known, state.cursor = state.cursor, changes.next_cursor
             if _is_all(changes, known) or time.monotonic() > end:
@@ -289,6 +293,7 @@ class _Made:
         self._control = control
         self._follows = follows
         self.replayed = 0
+        self.skipped: Counter[str] = Counter()
         self.folded = 0
         self._take(writer, cursor)
 
@@ -310,6 +315,7 @@ class _Made:
         """About what was published."""
         counted = Counter(self.writer.skipped)
         counted.update(skipped)
+        counted.update(self.skipped)
         return BuildReport(
             generation=self.writer.number,
             rows=self.writer.items,

@@ -3,7 +3,7 @@
 A bad cell never aborts a load: it becomes null, as if the source had none, and is
 counted by column and reason::
 
-    bad_cell      not of the column's type (text where numbers are, out of range)
+    bad_value     not of the column's type (text where numbers are, out of range)
     bad_text      not UTF-8; an item id that is not leaves its row out
     long_cell     more bytes than ``longest``
     refused_cell  what a feature of the served model refuses, such as a vector of
@@ -25,7 +25,7 @@ from procserver.errors import SourceError
 
 # A vector of the widest feature takes as much: 65,536 floats.
 LONGEST_CELL = 1 << 18
-BAD_CELL, BAD_TEXT = "bad_cell", "bad_text"
+BAD_VALUE, BAD_TEXT = "bad_value", "bad_text"
 LONG_CELL, REFUSED_CELL = "long_cell", "refused_cell"
 SUPPORTED = (
     "integers up to 64 bits, floats, strings, lists and lists of lists of these,"
@@ -159,7 +159,7 @@ class Sieve:
             raise SourceError(
                 f"column {name!r} cannot be read as {kind.name}: {error}"
             ) from error
-        self._count(name, BAD_CELL, array.null_count - nulls)
+        self._count(name, BAD_VALUE, array.null_count - nulls)
         return array
 
     def _text(self, name: str, array: pa.Array) -> pa.Array:
@@ -180,6 +180,36 @@ class Sieve:
     def _count(self, name: str, reason: str, cells: int) -> None:
         if cells:
             self.cells[name, reason] += cells
+
+    def bad_rows(
+        self, schema: Mapping[str, Kind], batch: pa.RecordBatch, key: str
+    ) -> NDArray[np.bool_]:
+        """Rows of a batch of changes that have a bad cell.
+
+        They are left out: what the cache holds is better than null.
+        """
+        bad = np.zeros(batch.num_rows, dtype=np.bool_)
+        columns = {}
+        for name, kind in schema.items():
+            if name == key or name not in batch.schema.names:
+                continue
+            array = batch.column(name)
+            try:
+                fitted = self.fit(name, kind, array)
+            except SourceError:
+                # No value of this type fits.
+                continue
+            if fitted.null_count > array.null_count:
+                bad |= np.asarray(array.is_valid()) & np.asarray(fitted.is_null())
+            columns[name] = _column(name, fitted)
+        if self.reader is not None:
+            refused = self.reader.refused(columns, batch.num_rows)
+            for name, cells in refused.items():
+                if name not in columns:
+                    continue
+                self._count(name, REFUSED_CELL, int(cells.sum()))
+                bad |= cells
+        return bad
 
 
 def sizes(array: pa.Array) -> NDArray[np.int64]:

@@ -10,13 +10,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from cython_ext.column import Kind
 from procserver.errors import Refused, ServiceError
 from procserver.itemcache import budget
 from procserver.itemcache.cells import LONGEST_CELL, Sieve, TableReader
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import Generation
-from procserver.itemcache.sources import Description
+from procserver.itemcache.sources import Delete, Description, Upsert
 from procserver.itemcache.writer import LEFT_OUT, GenerationWriter
 from procserver.shm import attach, total_size
 
@@ -158,6 +160,23 @@ class Guard:
                 f" {1 - items / held:.0%}, more than procserver.max_row_drop"
                 f" ({most:g}) allows"
             )
+
+
+def sifted(
+    step: Upsert | Delete,
+    generation: Generation,
+    limits: Limits | None,
+    reader: TableReader | None,
+) -> tuple[Upsert | Delete, Counter[str]]:
+    """A step without the rows that have bad cells, and why they are left out."""
+    if limits is None or isinstance(step, Delete):
+        return step, Counter()
+    sieve = Sieve(limits.max_cell_bytes, reader)
+    bad = sieve.bad_rows(generation.schema, step.batch, generation.key)
+    if not bad.any():
+        return step, Counter()
+    times = None if step.times is None else step.times[~bad]
+    return Upsert(step.batch.filter(pa.array(~bad)), times), sieve.skipped
 
 
 def published(control: ControlSegment, table: int = 0) -> Generation | None:

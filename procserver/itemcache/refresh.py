@@ -19,7 +19,7 @@ from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.following import Follower
-from procserver.itemcache.guards import Guard, Limits
+from procserver.itemcache.guards import Guard, Limits, sifted
 from procserver.itemcache.live import Live, State
 from procserver.itemcache.making import Makers, OpenMaker
 from procserver.itemcache.reader import Generation
@@ -159,7 +159,14 @@ def run(
     schedule = Schedule()
     _begin(live, makers, schedule, tell)
     builder = Builder(live, makers, schedule, plan, open_source, tell, limits)
-    follower = Follower(live, schedule, plan, open_source, tell)
+    follower = Follower(
+        live,
+        schedule,
+        plan,
+        open_source,
+        tell,
+        lambda step, state: sifted(step, state.generation, limits, makers.reader),
+    )
     threads = [
         threading.Thread(target=part.run, name=name, daemon=True)
         for name, part in (("builder", builder), ("follower", follower))

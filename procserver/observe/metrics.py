@@ -198,9 +198,13 @@ CACHE_CHANGES = _declare(
 CACHE_SKIPPED = _declare(
     Counter(
         "procserver_cache_skipped_rows_total",
-        "Rows of the source that were left out, by reason.",
+        "Rows of the source that were left out, and cells that were nulled (bad_value, "
+        "bad_text, long_cell, refused_cell), by reason.",
         label="reason",
-        values=("null_key", "long_key", "huge_row", "duplicate_key", "bad_value"),
+        values=(
+            *("null_key", "bad_key", "long_key", "huge_row", "duplicate_key"),
+            *("bad_value", "bad_text", "long_cell", "refused_cell"),
+        ),
     )
 )
 REFRESH_FAILURES = _declare(

@@ -30,8 +30,8 @@ def test_cells_of_another_type_are_null() -> None:
     assert sieve.fit("n", Kind.INT32, pa.array([1, 2**40])).to_pylist() == [1, None]
     lists = pa.array([["1"], ["2", "y"], None])
     assert sieve.fit("l", Kind.LIST_INT64, lists).to_pylist() == [[1], None, None]
-    assert sieve.cells == {("n", "bad_cell"): 3, ("l", "bad_cell"): 1}
-    assert sieve.skipped == {"bad_cell": 4}
+    assert sieve.cells == {("n", "bad_value"): 3, ("l", "bad_value"): 1}
+    assert sieve.skipped == {"bad_value": 4}
 
 
 def test_good_cells_are_left_alone() -> None:
@@ -119,4 +119,4 @@ def test_what_is_refused_is_null() -> None:
     assert list(made) == list(schema)
     assert made["n"].to_pylist() == [None, 2, None, None]
     assert made["elsewhere"].to_pylist() == [None] * 4
-    assert sieve.cells == {("n", "bad_cell"): 1, ("n", "refused_cell"): 1}
+    assert sieve.cells == {("n", "bad_value"): 1, ("n", "refused_cell"): 1}

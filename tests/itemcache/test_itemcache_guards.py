@@ -18,9 +18,9 @@ from procserver.itemcache.budget import Room
 from procserver.itemcache.cells import TableReader, column_kind
 from procserver.itemcache.companion import CompanionMaker
 from procserver.itemcache.control import ControlSegment
-from procserver.itemcache.guards import Guard, Limits
+from procserver.itemcache.guards import Guard, Limits, sifted
 from procserver.itemcache.reader import CacheReader, Generation
-from procserver.itemcache.sources import Description
+from procserver.itemcache.sources import Delete, Description, Upsert
 
 MB = 1 << 20
 
@@ -213,3 +213,28 @@ def test_what_was_sealed_is_what_its_name_leads_to(
     with pytest.raises(Refused, match="somebody removed it"):
         build(control, table(100))
     assert control.state() == (0, 0)
+
+
+def test_changes_with_bad_cells_are_left_out(control: ControlSegment) -> None:
+    """What the cache holds is better than null."""
+    build(control, table(6, n=list(range(6)), t=["t"] * 6))
+    changed = pa.RecordBatch.from_pydict(
+        {
+            "id": [f"i{i}" for i in range(6)],
+            "n": ["0", "1", "x", None, "4", "6"],
+            "t": ["a", "b", "c", "d", "e" * 2000, "f"],
+        }
+    )
+    step = Upsert(changed, np.arange(6))
+    limits = Limits(max_cell_bytes=1000)
+    good, why = sifted(step, current(control), limits, Odd())
+    assert isinstance(good, Upsert)
+    assert good.batch["id"].to_pylist() == ["i0", "i3", "i5"]
+    assert good.times is not None
+    assert good.times.tolist() == [0, 3, 5]
+    assert why == {"refused_cell": 1, "bad_value": 1, "long_cell": 1}
+    assert sifted(step, current(control), None, Odd())[0] is step
+    gone = Delete(pa.array(["i0"]))
+    assert sifted(gone, current(control), limits, Odd()) == (gone, {})
+    few = Upsert(changed.slice(0, 1))
+    assert sifted(few, current(control), limits, Odd()) == (few, {})

@@ -104,7 +104,8 @@ class Loop:
         self.read, self.write = os.pipe()
         self.thread = threading.Thread(
             target=refresh.run,
-            args=(open_, control, self.reports.put, self.read), daemon=True
+            args=(open_, control, self.reports.put, self.read),
+            daemon=True,
         )
         self.thread.start()
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from live import LiveServer, children
+from live import ROOT, LiveServer
 from test_ranking import build, post
 
 
@@ -37,29 +37,24 @@ def rows() -> list[dict[str, Any]]:
     return [tiny.item(i) for i in range(tiny.ITEMS)]
 
 
-def load(server: LiveServer, items: list[dict[str, Any]]) -> None:
-    """Has the service load another table: a new refresher does so at its start."""
+def load(server: LiveServer, items: list[dict[str, Any]]) -> int:
+    """Has the service load another table; the command's exit status."""
     path = server.config.parent / "items.parquet"
     pq.write_table(pa.Table.from_pylist(items), path.with_suffix(".draft"))
     path.with_suffix(".draft").rename(path)
-    started = server.text().count("refresher started")
-    wait_until(lambda: refresher(server) is not None)
-    pid = refresher(server)
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: server.text().count("refresher started") > started)
-
-
-def refresher(server: LiveServer) -> int | None:
-    """The pid that the log names last, if it lives."""
-    pid = int(server.text().rpartition("refresher started (pid ")[2].partition(")")[0])
-    return pid if pid in children(server.pid) else None
+    command = [sys.executable, "-m", "procserver", "refresh", "--wait"]
+    return subprocess.run(
+        [*command, "--config", str(server.config)],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=120,
+    ).returncode
 
 
 def refused(server: LiveServer, items: list[dict[str, Any]], reason: str) -> None:
     before = generation(server)
     count = server.text().count("item cache build refused: ")
-    load(server, items)
+    assert load(server, items) == 1
     wait_until(lambda: server.text().count("item cache build refused: ") > count)
     told = server.text().rpartition("item cache build refused: ")[2]
     assert told.startswith(reason), told

@@ -101,8 +101,8 @@ def test_a_kept_cache_outlives_a_clean_stop(launch: Launch, tmp_path: Path) -> N
     first = launch(config).start()
     _, before = ask(first)
     first.stop()
-    assert "3 segments of the item cache are kept for the next start" in first.text()
-    assert len(kept("keeper")) == 3
+    assert "4 segments of the item cache are kept for the next start" in first.text()
+    assert len(kept("keeper")) == 4
     (tmp_path / "service" / "items.parquet").rename(tmp_path / "aside")
     second = launch(config).start()
     assert kept("keeper") == []
