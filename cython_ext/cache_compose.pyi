@@ -5,9 +5,11 @@ from numpy.typing import NDArray
 
 from cython_ext.cache_index import ItemIndex
 from cython_ext.cache_overlay import Overlay
-from cython_ext.cache_records import RecordLayout
+from cython_ext.cache_records import RecordLayout, Records
 from cython_ext.column import Column
 from cython_ext.shm import Mapping
+
+NO_TIME: int
 
 # Ids, columns by number (None: a deletion), times.
 Step = tuple[Column, Sequence[tuple[int, Column]] | None, NDArray[np.int64] | None]
@@ -27,3 +29,5 @@ class Composer:
     def resolve(self, index: ItemIndex, overlay: Overlay, count: int) -> None: ...
     def graves(self) -> bytearray: ...
     def pack(self, mapping: Mapping, records: int, heap: int) -> int: ...
+
+def buried(records: Records, rows: NDArray[np.int64]) -> NDArray[np.int64]: ...

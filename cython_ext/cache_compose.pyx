@@ -19,6 +19,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+import numpy as np
+
 from cython_ext.cache_index cimport ItemIndex
 from cython_ext.cache_overlay cimport Overlay
 from cython_ext.cache_pack cimport cell_size, write_cell
@@ -31,6 +33,7 @@ from cython_ext.cache_records cimport (
     Records,
     bit_of,
     hash_of,
+    heap_extent,
     read_id,
     record_at,
 )
@@ -89,6 +92,10 @@ cdef struct Item:
     bint fresh               # the delta has no record of it
     bint grave               # what it becomes
     int64_t heap             # bytes that it becomes; -1: it stays as it is
+
+
+# A time that is none.
+NO_TIME = no_time()
 
 
 cdef int _damaged() except -1 nogil:
@@ -655,3 +662,37 @@ cdef class Composer:
                         (<uint8_t *>p)[k >> 3] |= <uint8_t>(1 << (k & 7))
                 p += self.layout.stamp_bytes
         return p
+
+
+def buried(Records records not None, const int64_t[::1] rows not None):
+    """When the items of these records were deleted (int64); NO_TIME: nobody said.
+
+    :raises IndexError: for a row that does not exist
+    :raises ValueError: if a record is damaged
+    """
+    cdef int64_t i, k
+    cdef int64_t groups = 0
+    cdef int64_t bit = records.layout.count + 1
+    cdef const char *record
+    cdef const char *p
+    cdef uint64_t end
+    found = np.full(rows.shape[0], NO_TIME, dtype=np.int64)
+    cdef int64_t[::1] out = found
+    for i in range(rows.shape[0]):
+        if not 0 <= rows[i] < records.rows:
+            raise IndexError(f"row {rows[i]} of {records.rows}")
+        record = record_at(records, rows[i])
+        if not bit_of(record, records.layout.bits, records.layout.stamped):
+            continue
+        if heap_extent(records, record) < 0:
+            _damaged()
+        end = (<const uint64_t *>(record + RECORD_HEAP))[0] + (
+            (<const uint32_t *>(record + records.layout.last_bound))[0])
+        p = stamps_at(
+            records.mapping.base + end, records.mapping.size - end,
+            records.layout.stamp_bytes, &groups)
+        for k in range(groups):
+            if stamp_has(p, bit):
+                out[i] = stamp_time(p)
+            p += STAMP_TIME + records.layout.stamp_bytes
+    return found

@@ -155,6 +155,24 @@ cdef class ItemIndex:
             item.word = <uint64_t>value
         return self.find_row(&item, hash_of(&item))
 
+    def missing(self, Overlay overlay not None, const int64_t[::1] records not None):
+        """Whether each of these records of a delta is of an id that no row has.
+
+        :raises IndexError: for a record that there cannot be
+        """
+        found = np.zeros(records.shape[0], dtype=np.bool_)
+        cdef uint8_t[::1] out = found.view(np.uint8)
+        cdef int64_t i
+        cdef ItemId item
+        for i in range(records.shape[0]):
+            if not 0 <= records[i] < overlay.records.rows:
+                raise IndexError(f"record {records[i]} of {overlay.records.rows}")
+            if id_in_record(
+                overlay.records, record_at(overlay.records, records[i]), &item
+            ):
+                out[i] = self.find_row(&item, hash_of(&item)) < 0
+        return found
+
     cdef int _lookup(
         self, Column ids, int64_t *out, Overlay overlay, int64_t count
     ) except -1 nogil:

@@ -3,6 +3,9 @@ from typing_extensions import Buffer
 from cython_ext.cache_records import Records
 
 MOST_RECORDS: int
+REPLACED: int
+NEWEST: int
+GRAVE: int
 
 class Overlay:
     records: Records

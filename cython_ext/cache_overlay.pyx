@@ -35,7 +35,9 @@ cdef enum:
     # writer that died and its successor in the same instant.
     RESTARTS = 8
 
-cdef uint32_t GRAVE = <uint32_t>1 << 31
+cdef uint32_t BURIED = <uint32_t>1 << 31
+# What newest() says of a record.
+REPLACED, NEWEST, GRAVE = range(3)
 MOST_RECORDS = NUMBER_MASK
 
 
@@ -120,7 +122,7 @@ cdef class Overlay:
 
     cdef bint is_grave(self, int64_t number) noexcept nogil:
         """Whether a record says that its item was deleted."""
-        return self.links[number] & GRAVE != 0
+        return self.links[number] & BURIED != 0
 
     cdef bint _equal(self, int64_t number, const ItemId *item) noexcept nogil:
         cdef ItemId known
@@ -216,7 +218,7 @@ cdef class Overlay:
                 return -1
             new += before < 0
             self.links[first + i] = <uint32_t>(before + 1) | (
-                GRAVE if graves[i] else 0)
+                BURIED if graves[i] else 0)
             store_u64(slot, _tag(hash_) | <uint64_t>(first + i + 1))
         return new
 
@@ -256,16 +258,17 @@ cdef class Overlay:
         if count < 0 or count > self.records.rows:
             raise IndexError(f"{count} records of {self.records.rows}")
         found = bytearray(count)
+        cdef uint8_t[::1] out = found
         cdef int64_t i
         for i in range(count):
-            found[i] = self.is_grave(i)
+            out[i] = self.is_grave(i)
         return found
 
     def newest(self, int64_t count) -> bytearray:
         """One byte for each of the first ``count`` records.
 
-        0: a later one of the same id is among them; 1: the id's newest; 2: the
-        newest, and a grave.
+        REPLACED: a later one of the same id is among them; NEWEST: it is that; GRAVE:
+        it is that, and the item was deleted.
         """
         if count < 0 or count > self.records.rows:
             raise IndexError(f"{count} records of {self.records.rows}")
@@ -275,7 +278,7 @@ cdef class Overlay:
         if count:
             with nogil:
                 for i in range(count):
-                    if self.links[i] & GRAVE:
+                    if self.links[i] & BURIED:
                         out[i] = 2
                     before = <int64_t>(self.links[i] & NUMBER_MASK) - 1
                     if 0 <= before < i:

@@ -154,6 +154,8 @@ class Predict:
         resp.set_header("X-Model-Version", service.model_version)
         if reply.generation is not None:
             resp.set_header("X-Cache-Generation", str(reply.generation))
+        if reply.deltas:
+            resp.set_header("X-Cache-Delta", str(reply.deltas))
 
     def _answer(self, received: memoryview, trace: Trace) -> Reply:
         service = self._service

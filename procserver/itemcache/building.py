@@ -10,7 +10,7 @@ from typing import Any
 from cython_ext.column import Kind
 from procserver.errors import ProcserverError, SourceError
 from procserver.faults import hit
-from procserver.itemcache.compaction import compact
+from procserver.itemcache.compaction import compact, fold_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.delta import DeltaFull
@@ -157,7 +157,9 @@ class Builder:
                 go_on=self._go_on,
                 guard=self._guard(),
             )
-            made = _Made(stack, self._live.control, writer, cursor, follows)
+            made = _Made(stack, self._live.control, cursor, follows)
+            made.take(writer)
+            self._live.inherit(made.state)
             told = self._makers.equip(made.state)
             self._hand_over(made, source)
             if follows and self._plan.period is not None:
@@ -178,10 +180,12 @@ class Builder:
         if state is None or state.cursor is NONE or not is_foldable(state, self._plan):
             return None
         with ExitStack() as stack:
-            tee = self._live.start_tee()
             stack.callback(self._live.end_tee)
-            writer = compact(self._live.control, state)
-            made = _Made(stack, self._live.control, writer, state.cursor, state.follows)
+            with self._live.gate:
+                tee = self._live.start_tee()
+                made = _Made(stack, self._live.control, state.cursor, state.follows)
+                view = state.view()
+            made.fold(state, view, made.cursor)
             told = self._makers.equip(made.state)
             self._hand_over(made, None, tee)
             return made.report(COMPACTION, began, {}, told)
@@ -208,7 +212,10 @@ class Builder:
                         return
                 except DeltaFull:
                     # So much has changed while it was made.
-                    made.fold()
+                    before, writer = made.state, made.writer
+                    made.fold(before, before.view(), before.cursor)
+                    before.close()
+                    writer.close()
                 if tee is not None and tee.overflowed:
                     tee = None
                 self._makers.equip(made.state)
@@ -285,29 +292,38 @@ class _Made:
         self,
         stack: ExitStack,
         control: ControlSegment,
-        writer: GenerationWriter,
         cursor: object,
         follows: bool | None,
     ) -> None:
         self._stack = stack
         self._control = control
+        self.cursor = cursor
         self._follows = follows
         self.replayed = 0
         self.skipped: Counter[str] = Counter()
-        self.folded = 0
-        self._take(writer, cursor)
+        self.companion_bytes = 0
 
-    def _take(self, writer: GenerationWriter, cursor: object) -> None:
+    def take(self, writer: GenerationWriter) -> None:
+        """The generation that ``writer`` has sealed."""
         self.writer = self._stack.enter_context(closing(writer))
         generation = Generation(attach(writer.name))
-        self.state = State(self._control, generation, cursor, follows=self._follows)
+        self.state = State(
+            self._control, generation, self.cursor, follows=self._follows
+        )
 
-    def fold(self) -> None:
-        """Makes room in the delta of what is not published yet."""
-        before, writer = self.state, self.writer
-        self._take(compact(self._control, before), before.cursor)
-        before.close()
-        writer.close()
+    def fold(self, before: State, view: Generation, cursor: object) -> None:
+        """Makes a generation of ``before`` as ``view`` has it, companions included.
+
+        :param cursor: where changes went on when that was taken
+        """
+        self.cursor = cursor
+        self.take(compact(self._control, view))
+        self.state.since = before.since
+        if before.delta_rows:
+            self.state.delta().inherit(view)
+        for digest in before.makers:
+            folded = fold_companion(self._control, view, self.state.generation, digest)
+            self.companion_bytes += 0 if folded is None else folded.bytes
 
     def report(
         self, kind: str, began: float, skipped: Mapping[str, int], told: dict[str, Any]
@@ -326,5 +342,5 @@ class _Made:
             replayed=self.replayed,
             delta_rows=self.state.delta_rows,
             delta_bytes=self.state.delta_bytes,
-            **told,
+            **({"companion_bytes": self.companion_bytes} | told),
         )

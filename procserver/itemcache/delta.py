@@ -6,17 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cython_ext.cache_compose import Composer
+from cython_ext.cache_compose import NO_TIME, Composer, buried
 from cython_ext.cache_copy import RecordCopier
-from cython_ext.cache_overlay import MOST_RECORDS
-from procserver.errors import SourceError
+from cython_ext.cache_overlay import GRAVE, MOST_RECORDS
+from procserver.errors import ServiceError, SourceError
 from procserver.itemcache import layout
 from procserver.itemcache.companion import CompanionMaker
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.events import Ready, chunks, read_step
-from procserver.itemcache.growing import DeltaCompanion, DeltaSegment
+from procserver.itemcache.growing import DeltaCompanion, DeltaSegment, truncate
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.sources import Delete, Upsert
 
@@ -26,6 +25,8 @@ LEAST_IDS = 1 << 12
 # Heap bytes that there is room for: for each record, and at least.
 HEAP_EACH = 512
 LEAST_HEAP = 1 << 28
+# Deletions that are known from the generation before may take so much of it.
+GRAVES_SHARE = 4
 
 
 class DeltaFull(SourceError):
@@ -97,6 +98,8 @@ class DeltaWriter:
             self._ids = self._segment.overlay.repair(self._published)
             self._written = self._published
             self._segment.resume(self._written)
+            if self._published:
+                truncate(control, generation.number, self._published)
             for maker in makers:
                 self.add_maker(maker)
         except BaseException:
@@ -161,11 +164,12 @@ class DeltaWriter:
             companion = DeltaCompanion.open(
                 self._control, self.view(), maker, self._segment.capacity
             )
-            if companion is not None:
+            if companion is None:
+                return
+            graves = self._segment.overlay.graves(self._written)
+            if self._extend(companion, self.view(), graves):
                 self._companions.append(companion)
-                companion.extend(self.view(), self._written)
-        except Exception as error:
-            # Whatever it is (no memory, a plug-in's error): items can be served.
+        except ServiceError as error:
             self._complain(error)
 
     def keep_makers(self, digests: Iterable[str]) -> None:
@@ -173,8 +177,26 @@ class DeltaWriter:
         wanted = set(digests)
         for companion in self._companions:
             if companion.digest not in wanted:
-                companion.close()
+                self._end(companion)
         self._companions = [c for c in self._companions if c.digest in wanted]
+
+    def _extend(
+        self, companion: DeltaCompanion, view: Generation, graves: bytearray
+    ) -> bool:
+        """Generates what is new; False: that companion has come to its end."""
+        try:
+            companion.extend(view, np.frombuffer(graves, np.uint8))
+        except Exception as error:
+            # Whatever it is (no memory, a plug-in's error): items can be served.
+            self._complain(error)
+            self._end(companion)
+            return False
+        return True
+
+    def _end(self, companion: DeltaCompanion) -> None:
+        # NOTE: what is not published may be replaced by other records.
+        companion.resume(self._published)
+        companion.close()
 
     def apply(
         self, steps: Sequence[Upsert | Delete], *, publish: bool = True
@@ -222,25 +244,43 @@ class DeltaWriter:
             self._enter(composer.graves())
         return Applied(composer.upserted, composer.deleted, composer.stale, +skipped)
 
-    def carry(self, other: Generation, records: NDArray[np.int64]) -> None:
-        """Appends records of another generation's delta, stamps and graves included.
+    def inherit(self, before: Generation) -> int:
+        """Goes on with the times of deletions that ``before`` knows.
 
-        :param records: their numbers, ascending
+        To be called first, for a generation that takes the place of ``before``: older
+        events shall not bring back what was deleted there. Items that this generation
+        has are left alone. Of more than a quarter of what there is room for the oldest
+        deletions are forgotten.
+
+        :return: how many there are
         :raises DeltaFull: if there is no room; nothing has been changed then
         """
-        if other.delta is None or other.delta.overlay is None or not len(records):
-            return
-        graves = np.frombuffer(other.delta.overlay.graves(other.count), np.uint8)
-        copier = RecordCopier(other.delta.records, records)
-        _, kept, size = copier.measure(0, len(records))
+        if before.delta is None or before.delta.overlay is None or not before.count:
+            return 0
+        overlay, records = before.delta.overlay, before.delta.records
+        newest = np.frombuffer(overlay.newest(before.count), np.uint8)
+        graves = np.flatnonzero(newest == GRAVE)
+        graves = graves[self._generation.index.missing(overlay, graves)]
+        times = buried(records, graves)
+        graves = graves[times != NO_TIME]
+        most = min(self._segment.capacity, self._segment.id_capacity) // GRAVES_SHARE
+        if len(graves) > most:
+            latest = np.argsort(times[times != NO_TIME], kind="stable")[-most:]
+            graves = np.sort(graves[latest])
+        if len(graves):
+            self._carry(RecordCopier(records, graves), len(graves))
+        return len(graves)
+
+    def _carry(self, copier: RecordCopier, records: int) -> None:
         before = self._written
         try:
-            self._reserve(kept, kept, size)
+            _, _, size = copier.measure(0, records)
+            self._reserve(records, records, size)
             at, heap = self._segment.room()
             _, self._segment.heap_end = copier.pack(
-                self._segment.mapping, 0, len(records), at, heap
+                self._segment.mapping, 0, records, at, heap
             )
-            self._enter(bytearray(graves[records]))
+            self._enter(bytearray(b"\1") * records)
         except BaseException:
             self._roll_back(before)
             raise
@@ -263,13 +303,12 @@ class DeltaWriter:
         first = self._written
         written = first + len(graves)
         self._segment.written = written
-        for companion in list(self._companions):
-            try:
-                companion.extend(self._generation.at(written), written)
-            except Exception as error:
-                self._complain(error)
-                self._companions.remove(companion)
-                companion.close()
+        view = self._generation.at(written)
+        self._companions = [
+            companion
+            for companion in self._companions
+            if self._extend(companion, view, graves)
+        ]
         self._ids += self._segment.overlay.enter(first, graves)
         self._written = written
 

@@ -121,17 +121,19 @@ class Follower:
             if state.follows and self._plan.period is not None:
                 left = state.since + self._plan.period - time.monotonic()
                 self._schedule.want(FULL, max(0.0, left))
-        if not state.follows and not self._is_due(state):
-            self._live.wait(state, WAIT)
-            return
+        if not state.follows:
+            left = self._left(state)
+            if left > 0:
+                self._live.wait(state, min(left, WAIT))
+                return
         began = time.monotonic()
         hit("source.read")
         changes = self._opened().changes(state.cursor, WAIT if state.follows else 0.0)
         if changes is None:
+            if not state.follows:
+                self._schedule.want(FULL)
             state.follows = False
             self._polled = (state, time.monotonic())
-            if self._plan.period is not None and self._is_over(state):
-                self._schedule.want(FULL)
             return
         self._apply(state, changes)
         if not changes.more:
@@ -144,17 +146,14 @@ class Follower:
             self._source = self._open_source()
         return self._source
 
-    def _is_over(self, state: State) -> bool:
-        """Whether the period since the load is."""
+    def _left(self, state: State) -> float:
+        """Seconds until a source that is not followed is asked again."""
         period = self._plan.period
-        return period is not None and time.monotonic() >= state.since + period
-
-    def _is_due(self, state: State) -> bool:
-        if self._plan.period is None:
-            return False
+        if period is None:
+            return WAIT
         if self._polled is None or self._polled[0] is not state:
-            return self._is_over(state)
-        return time.monotonic() >= self._polled[1] + self._plan.period
+            return state.since + period - time.monotonic()
+        return self._polled[1] + period - time.monotonic()
 
     def _apply(self, state: State, changes: Changes) -> None:
         """Applies all of it, also to a state that takes over meanwhile, if that goes

@@ -5,6 +5,7 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cython_ext.cache_overlay import Overlay
 from cython_ext.cache_pack import RowPacker
@@ -13,7 +14,7 @@ from cython_ext.column import Column
 from cython_ext.shm import Mapping
 from cython_ext.xxh64 import xxh64
 from procserver import shm
-from procserver.errors import SourceError
+from procserver.errors import ServiceError, SourceError
 from procserver.itemcache import layout
 from procserver.itemcache.companion import BATCH, CompanionMaker
 from procserver.itemcache.control import ControlSegment
@@ -210,6 +211,28 @@ def _write_head(
     os.pwrite(fd, header.pack(), 0)
 
 
+def truncate(control: ControlSegment, number: int, count: int) -> None:
+    """No delta of a companion of that generation has more than ``count`` records.
+
+    What a writer that died had generated of unpublished records is wrong for those
+    that take their places, whether its successor generates or not.
+    """
+    own = control.delta_name(number)
+    for name in shm.list_segments(f"{control.generation_name(number)}-"):
+        if name == own or not name.endswith(f"-{layout.DELTA_PART}"):
+            continue
+        fd = shm.reopen(name)
+        try:
+            mapping = Mapping(fd, os.fstat(fd).st_size, writable=True)
+            delta = Delta(mapping, layout.DELTA | layout.COMPANION)
+            mapping.store(delta.plan.directory + 8, min(delta.made(), count))
+        except (ServiceError, ValueError):
+            # Nobody can read it either.
+            shm.unlink(name)
+        finally:
+            os.close(fd)
+
+
 class DeltaCompanion:
     """What one maker generates of the records of a delta."""
 
@@ -264,19 +287,19 @@ class DeltaCompanion:
         self._segment.made = made
         self._segment.resume(made)
 
-    def extend(self, view: Generation, stop: int) -> None:
-        """Generates for the records that are new, up to ``stop``.
+    def extend(self, view: Generation, graves: NDArray[np.uint8]) -> None:
+        """Generates for the records that are new.
 
+        :param graves: one for each of the last records of the view; 1 for a deleted
+            item, of which nothing is generated
         :raises SourceError: if they fit no longer, or there is no room
         """
         segment = self._segment
-        for start in range(segment.written, stop, BATCH):
-            rows = min(BATCH, stop - start)
+        first = view.count - len(graves)
+        for start in range(segment.written, view.count, BATCH):
+            rows = min(BATCH, view.count - start)
             numbers = np.arange(start, start + rows, dtype=np.int64)
-            cells = view.gather(view.row_count + numbers, self._inputs)
-            columns = self._maker.generate(cells, rows)
-            if columns is None:
-                raise SourceError("what is generated fits the companion no longer")
+            columns = self._generate(view, numbers, graves[numbers - first] == 1)
             packer = RowPacker(
                 segment.layout,
                 Column.from_arrow(pa.array(numbers)),
@@ -290,6 +313,19 @@ class DeltaCompanion:
             _, segment.heap_end = packer.pack(segment.mapping, 0, rows, at, end)
             segment.written = start + rows
             segment.made = segment.written
+
+    def _generate(
+        self, view: Generation, numbers: NDArray[np.int64], dead: NDArray[np.bool_]
+    ) -> dict[str, Column]:
+        if dead.all():
+            return dict.fromkeys(self._segment.delta.schema, Column.null(len(dead)))
+        rows = view.row_count + numbers
+        # Nobody reads these; what is generated of another item will do.
+        rows[dead] = rows[~dead][0]
+        columns = self._maker.generate(view.gather(rows, self._inputs), len(rows))
+        if columns is None:
+            raise SourceError("what is generated fits the companion no longer")
+        return columns
 
     def close(self) -> None:
         """Lets go of the segment; it stays."""

@@ -142,6 +142,19 @@ class State:
             )
         return self._delta
 
+    def view(self) -> Generation:
+        """The generation with what was appended so far; with the gate held, if it is
+        published.
+        """
+        return self.generation if self._delta is None else self._delta.view()
+
+    def inherit(self, before: "State") -> None:
+        """An older event shall not bring back what was deleted in ``before``. Called
+        first of all, with the gate held.
+        """
+        if before.delta_rows:
+            self.delta().inherit(before.view())
+
     def add_maker(self, maker: CompanionMaker) -> None:
         """Its companion of the generation is there; its delta's follows."""
         if self._delta is not None:
@@ -239,6 +252,14 @@ class Live:
             self._tee = Tee()
             return self._tee
 
+    def inherit(self, state: State) -> None:
+        """Has ``state``, nothing of which was appended yet, know what ends with the
+        one that is published.
+        """
+        with self.gate:
+            if self._state is not None:
+                state.inherit(self._state)
+
     def end_tee(self) -> None:
         with self.gate:
             self._tee = None
@@ -258,6 +279,22 @@ class Live:
 
         :raises DeltaFull: if what is in the tee does not fit
         """
+        try:
+            return self._publish(writer, state, tee, is_equipped)
+        except BaseException:
+            if tee is not None:
+                # What was taken out of it may not have been applied.
+                with self.gate:
+                    tee.overflow()
+            raise
+
+    def _publish(
+        self,
+        writer: GenerationWriter,
+        state: State,
+        tee: Tee | None,
+        is_equipped: Callable[[State], bool],
+    ) -> bool:
         while tee is not None and tee.rows > LAST_ROWS:
             with self.gate:
                 steps = tee.take()

@@ -246,6 +246,8 @@ class Refresher:
         elif event == "plain":
             log.warning("no features are generated ahead: %s", message["reason"])
         else:
+            if event in ("published", "changed"):
+                self._pause = FIRST_PAUSE
             self.published = self._news.note(message) or self.published
 
 

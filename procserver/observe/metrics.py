@@ -422,6 +422,15 @@ def last_refresh(block: Block | None = None) -> dict[str, object] | None:
     return told
 
 
+def cache_is_empty() -> bool:
+    """Whether there is an item cache, and no item in it."""
+    block = REGISTRY.block
+    if block is None or block.name is None:
+        return False
+    rows, stamp = CACHE_ROWS.read(block, MASTER, "")
+    return stamp != 0 and rows == 0
+
+
 def has_item_source(block: Block) -> bool:
     """Whether a service has started a refresher."""
     return REFRESHER_STARTS.read(block, MASTER, "") > 0

@@ -21,13 +21,15 @@ class Reply:
     """An encoded answer, the cache generation it was made from, its request.
 
     ``rows``: items scored, 0 if the request does not say; ``debug_level``: what the
-    request asked for beside scores.
+    request asked for beside scores; ``deltas``: how many changes since that generation
+    was built had been taken in.
     """
 
     body: bytes
     generation: int | None = None
     rows: int = 0
     debug_level: int = 0
+    deltas: int | None = None
 
 
 class Pipeline(Protocol):

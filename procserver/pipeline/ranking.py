@@ -66,6 +66,7 @@ class ItemRows:
     rows: int
     missing: np.ndarray | None
     generation: int | None
+    deltas: int | None = None
     unknown: int = 0
     part: Part | None = None
     ready: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -137,7 +138,13 @@ class RankingPipeline:
             self.save(request, body, gathered, tensors)
         if level.timed:
             log_times(trace, len(body))
-        return Reply(answer, gathered.generation, gathered.rows, request.debug_level)
+        return Reply(
+            answer,
+            gathered.generation,
+            gathered.rows,
+            request.debug_level,
+            gathered.deltas,
+        )
 
     def _check(self, request: TorchRecRequest, level: Level) -> None:
         """What is refused before any work is done for it."""
@@ -249,6 +256,7 @@ class RankingPipeline:
             rows=rows,
             missing=missing,
             generation=None if generation is None else generation.number,
+            deltas=None if generation is None else generation.count,
             unknown=unknown,
             part=part,
             ready=ready,
@@ -265,6 +273,9 @@ class RankingPipeline:
         features = self._pregenerated(generation)
         if features is None or generation.companion is None:
             return None, {}
+        if not generation.companion.covers(found):
+            # Some of these items have changed since, and no features came with it.
+            return None, {}
         served = features.served(given.keys())
         columns = generation.companion.gather(found, served.columns)
         return served.part, served.tensors(found, columns)
@@ -272,7 +283,7 @@ class RankingPipeline:
     def _pregenerated(self, generation: Generation) -> Pregenerated | None:
         """The features that came with a generation; looked at once for each."""
         split = self._split
-        if split is None or split[0] is not generation:
+        if split is None or split[0].number != generation.number:
             split = self._split = (generation, open_pregenerated(self._fg, generation))
         return split[1]
 
