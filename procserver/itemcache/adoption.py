@@ -5,15 +5,17 @@ ends renames them to ``/procserver-kept.<service>.<ownerpid>.<part>``, where nob
 looks for garbage. The next master of the service takes over the newest complete set
 of the same source:
 
-1. every segment that belongs to it is checked, the generations' checksums included
-   (about 10 GB/s), while it still belongs to the dead;
+1. every segment that belongs to it is checked, headers and schemas, while it still
+   belongs to the dead;
 2. each header gets the new owner, each segment the new owner's name (a second link,
    then the first is removed: an existing name is never overwritten);
 3. the old control segment goes, a new one is created, and numbers go on from there.
 
 An owner says every minute that it lives, by the time stamp of its control segment.
 Whoever dies half way leaves segments of a dead owner and no control segment that
-names them: garbage, which the next start removes. Nothing is allocated before 3.
+names them: garbage, which the next start removes. Nothing is allocated before 3, and
+all of it takes milliseconds: the checksum of all bytes is compared by the new
+refresher, before any worker reads them.
 """
 
 from __future__ import annotations
@@ -85,8 +87,6 @@ def take_over(service: str, source: str, owner: Owner | None = None) -> Adopted 
     found = [estate for name in _left(service) if (estate := _open(name, source))]
     for estate in sorted(found, key=_built_at, reverse=True):
         try:
-            for generation in estate.generations.values():
-                generation.verify()
             return _take(service, estate, owner or shm.this_process())
         except (OSError, ServiceError) as error:
             log.warning("%s is not taken over: %s", estate.control.name, error)

@@ -110,7 +110,7 @@ class _Rows:
         return dict(zip(names, cells, strict=True))
 
     def verify(self) -> None:
-        """Reads every byte and compares the checksum (about 10 GB/s).
+        """Reads every byte and compares the checksum (1 to 10 GB/s).
 
         :raises SourceError: if the segment is not what was sealed
         """

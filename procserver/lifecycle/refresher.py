@@ -76,7 +76,9 @@ class Refresher:
         self._asked = False
         self._news = News()
         self._label = FIRST
-        self.published = self._is_adopted = adopted is not None
+        # What was taken over counts once the refresher has compared its checksum.
+        self.published = False
+        self._is_adopted = adopted is not None
         if adopted is not None:
             adopted.hand_over(self._control)
             _note_adopted(adopted)

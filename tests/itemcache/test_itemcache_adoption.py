@@ -17,6 +17,7 @@ from cython_ext.column import Column
 from procserver import shm
 from procserver.itemcache import adoption, layout, refresh
 from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.live import Live
 from procserver.itemcache.reader import CacheReader
 
 SOURCE = "0123456789abcdef"
@@ -147,12 +148,10 @@ def flip(path: Path, offset: int) -> None:
 
 
 def test_damage_is_found(service: str) -> None:
-    for harm in ("body", "header", "schema", "shrunk", "gone", "unsealed", "control"):
+    for harm in ("header", "schema", "shrunk", "gone", "unsealed", "control"):
         pid = leave(service, 1000)
         path = part(service, pid, 1)
-        if harm == "body":
-            flip(path, path.stat().st_size // 2)
-        elif harm == "header":
+        if harm == "header":
             flip(path, 40)
         elif harm == "schema":
             flip(path, layout.HEAD_BYTES + 8)
@@ -170,6 +169,21 @@ def test_damage_is_found(service: str) -> None:
             # Its header does not tell any more whose it was.
             assert harm in ("header", "unsealed", "control"), name
             shm.unlink(name)
+
+
+def test_a_damaged_body_is_found_by_the_refresher(service: str) -> None:
+    pid = leave(service, 1000)
+    path = part(service, pid, 1)
+    flip(path, path.stat().st_size // 2)
+    adopted = adoption.take_over(service, SOURCE)
+    assert adopted is not None
+    control = ControlSegment.create(service)
+    adopted.hand_over(control)
+    assert Live(control).attach() is None
+    report = refresh.build(Items(batch(range(5))), control)
+    assert report.generation == 2
+    assert Live(control).attach() is not None
+    control.unlink()
 
 
 def test_a_damaged_companion_stays_behind(service: str) -> None:

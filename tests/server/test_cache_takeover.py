@@ -84,6 +84,26 @@ def test_the_refresh_goes_on_behind_it(launch: Launch, tmp_path: Path) -> None:
     second.stop()
 
 
+def test_a_damaged_cache_is_built_anew(launch: Launch, tmp_path: Path) -> None:
+    config = tiny.write(tmp_path / "service", "damaged")
+    first = launch(config).start()
+    _, before = ask(first)
+    kill(first)
+    path = SHM / f"procserver.{first.name}.{first.pid}.1"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    second = launch(config).start()
+    assert "generation 1 cannot be used: generation 1: body is damaged" in second.text()
+    number, after = ask(second)
+    assert number == 2
+    for name, values in before.items():
+        assert np.array_equal(values, after[name])
+    second.stop()
+
+
 @pytest.fixture
 def _nothing_kept() -> Iterator[None]:
     yield
