@@ -133,6 +133,7 @@ def run(
     companion: CompanionMaker | None = None,
     open_maker: OpenMaker | None = None,
     limits: Limits | None = None,
+    reload: bool = False,
 ) -> None:
     """The main loop of the refresher process; returns when it shall end.
 
@@ -146,6 +147,7 @@ def run(
     :param companion: the maker ``FIRST``
     :param open_maker: opens another one of what :func:`commands.make_command` tells
     :param limits: of what is published; None: anything is
+    :param reload: load everything, whatever can be gone on from
     """
     one_at_a_time = threading.Lock()
 
@@ -157,6 +159,8 @@ def run(
     live = Live(control, table)
     makers = Makers(live, companion, open_maker)
     schedule = Schedule()
+    if reload:
+        schedule.want(FULL)
     _begin(live, makers, schedule, tell)
     builder = Builder(live, makers, schedule, plan, open_source, tell, limits)
     follower = Follower(

@@ -102,6 +102,8 @@ class Refresher:
                     reader,
                     parent,
                     listeners,
+                    # Nobody has looked at the source since its owner died.
+                    reload=self._is_adopted,
                 )
                 status = 0
             except Exception:
@@ -117,10 +119,7 @@ class Refresher:
         self._reports = reports
         metrics.REFRESHER_STARTS.add()
         log.info("refresher started (pid %d)", pid)
-        if self._is_adopted:
-            # Whatever it can go on from: nobody looked at the source meanwhile.
-            self._is_adopted = False
-            self._send(BUILD)
+        self._is_adopted = False
 
     def wait_for_first_generation(self) -> None:
         """Blocks until a generation is published: an empty one, if the first build
@@ -288,6 +287,8 @@ def _run_child(
     commands: int,
     parent: int,
     listeners: Sequence[Closable],
+    *,
+    reload: bool,
 ) -> None:
     die_with_parent(parent)
     metrics.join(metrics.REFRESHER)
@@ -323,6 +324,7 @@ def _run_child(
         parent=parent,
         companion=maker,
         open_maker=open_told,
+        reload=reload,
         limits=Limits(
             max_row_drop=service.host.max_row_drop,
             max_bad_rows=service.host.max_bad_rows,
