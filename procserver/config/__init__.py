@@ -7,7 +7,7 @@ from procserver.config.model import ModelConfig
 from procserver.config.rpc import EasConfig, RpcConfig
 from procserver.config.secret import Secret, Url, mask_url
 from procserver.config.service import ServiceConfig
-from procserver.config.source import SourceConfig, TableConfig
+from procserver.config.source import SourceConfig, StreamConfig, TableConfig
 from procserver.config.storage import Mount
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Secret",
     "ServiceConfig",
     "SourceConfig",
+    "StreamConfig",
     "TableConfig",
     "Url",
     "load",

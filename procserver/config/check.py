@@ -12,6 +12,7 @@ from procserver.config.load import Loaded, load
 from procserver.config.secret import Url
 from procserver.config.service import ServiceConfig
 from procserver.config.settings import SectionClass, settings_of
+from procserver.config.source import missing_store_drivers
 from procserver.errors import ConfigError
 
 _KEY_WIDTH = 32
@@ -81,6 +82,8 @@ def _items_problems(service: ServiceConfig) -> list[str]:
     source = service.item_source
     if source is None or source.url is None or source.url.scheme:
         return []
+    if source.remote_type != "parquet":
+        return []
     place = Path(source.url.reveal())
     copied = (copy.folder(service.state_dir) for copy in service.copies)
     if any(place.is_relative_to(folder) for folder in copied):
@@ -107,10 +110,12 @@ def _warm_up_problems(service: ServiceConfig) -> list[str]:
 
 def _driver_warnings(service: ServiceConfig) -> list[str]:
     remotes = [copy.remote for copy in service.copies]
-    if service.item_source is not None:
-        remotes.append(service.item_source.url)
+    source = service.item_source
+    if source is not None and source.remote_type == "parquet":
+        remotes.append(source.url)
     wanted = [remote for remote in remotes if remote is not None and remote.scheme]
-    return [text for text in map(missing_driver, wanted) if text]
+    missing = [text for text in map(missing_driver, wanted) if text]
+    return missing if source is None else missing + missing_store_drivers(source)
 
 
 def report(loaded: Loaded, found: Findings, warnings: list[str]) -> Iterator[str]:
@@ -138,6 +143,8 @@ def report(loaded: Loaded, found: Findings, warnings: list[str]) -> Iterator[str
         for table in service.source.tables:
             columns = ", ".join(table.value) if table.value else "all columns"
             yield _line("table", table.name or "(url)", f"key {table.key}; {columns}")
+        if service.source.stream is not None:
+            yield from _section("model_config.stream", service.source.stream)
     yield ""
     yield "processor_envs"
     yield from _settings(service.envs)

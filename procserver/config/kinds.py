@@ -229,6 +229,32 @@ class Texts:
         return MappingProxyType(texts) if texts else None
 
 
+_SCALAR = r"(?:int(?:32|64)|float(?:32|64)|string)"
+_COLUMN_TYPE = re.compile(
+    rf"bool|timestamp|{_SCALAR}|list<{_SCALAR}>|list<list<{_SCALAR}>>"
+    rf"|map<{_SCALAR},{_SCALAR}>"
+)
+
+
+@dataclass(frozen=True)
+class ColumnTypes:
+    """An object of column types; pairs of name and type, without spaces."""
+
+    name: str = "object of types"
+    secret: bool = False
+
+    def read(self, value: object) -> tuple[tuple[str, str], ...] | None:
+        if not isinstance(value, dict):
+            raise Wrong("an object of types")
+        types = {}
+        for key, one in value.items():
+            text = "".join(_as_text(one).lower().split())
+            if not _COLUMN_TYPE.fullmatch(text):
+                raise Wrong(f"a type such as float32, list<string> for {key!r}")
+            types[_as_text(key)] = text
+        return tuple(types.items()) or None
+
+
 @dataclass(frozen=True)
 class Raw:
     """Read elsewhere: an object or list with declarations of its own."""

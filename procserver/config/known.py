@@ -12,7 +12,7 @@ from procserver.config.platform import PLATFORM_KEYS
 from procserver.config.rpc import EasConfig, RpcConfig
 from procserver.config.service import ServiceConfig
 from procserver.config.settings import SectionClass, Setting, settings_of
-from procserver.config.source import SourceConfig, TableConfig
+from procserver.config.source import SourceConfig, StreamConfig, TableConfig
 from procserver.config.storage import StorageEntry
 
 #: Every section in the order of the reference.
@@ -23,6 +23,7 @@ SECTIONS: tuple[type[SectionClass], ...] = (
     ModelConfig,
     SourceConfig,
     TableConfig,
+    StreamConfig,
     StorageEntry,
     EnvConfig,
     HostConfig,

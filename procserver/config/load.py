@@ -266,7 +266,7 @@ class _Parser:
                 service["oss_endpoint"],
             )
         if source is not None and source["url"] is not None:
-            is_path = source["remote_type"] == "parquet"
+            is_path = source["remote_type"] in ("parquet", "feast")
             if is_path and not url_scheme(source["url"].reveal()):
                 mount = places.mount_of(source["url"].reveal())
                 if mount is not None:

@@ -22,6 +22,7 @@ _TITLES = {
     "ModelConfig": "Model and features: `model_config`",
     "SourceConfig": "Item source: `model_config`",
     "TableConfig": "Tables of the item source: `model_config.tables`",
+    "StreamConfig": "Changes of items: `model_config.stream`",
     "StorageEntry": "Folders: `storage`",
     "EnvConfig": "Environment: `processor_envs`",
     "HostConfig": "This machine: `procserver`",

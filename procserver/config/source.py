@@ -3,26 +3,26 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from procserver.config.kinds import (
     Boolean,
     Choice,
+    ColumnTypes,
     Integer,
     Names,
+    Number,
     Raw,
     SecretText,
     Text,
     UrlText,
     shown,
 )
+from procserver.config.rules import AVAILABLE, AWAITED, DATABASES, check_source
 from procserver.config.secret import Secret, Url
 from procserver.config.settings import read_section, setting
 
-#: Remote types whose items this version can load.
-AVAILABLE = ("parquet",)
-#: Remote types that are read and typed, for which there is no adapter yet.
-AWAITED = ("hologres", "redis", "feast", "featuredb", "featurestore")
 ENTRY_POINTS = "procserver.item_sources"
 
 
@@ -40,7 +40,9 @@ class TableConfig:
     name: str | None = setting(
         "name",
         Text(),
-        "Table name; for Parquet a path below `url`, absent where `url` is the table.",
+        "Table name. Parquet: a path below `url`, absent where `url` is the table. "
+        "Hologres: with its schema, such as `public.items`. Redis: pattern of the "
+        "hashes' keys with one `*`, which is the item id, such as `item:*`.",
     )
     key: str = setting("key", Text(), "Column of the item id.", required=True)
     value: tuple[str, ...] | None = setting(
@@ -53,10 +55,59 @@ class TableConfig:
         "condition", Text(), "SQL condition that selects items (hologres)."
     )
     timekey: str | None = setting(
-        "timekey", Text(), "Column of the time of change, for incremental loads."
+        "timekey",
+        Text(),
+        "Column of the time of change, a timestamp or integer, for incremental loads "
+        "(hologres).",
+    )
+    overlap: float | None = setting(
+        "overlap",
+        Number(0, 1e18),
+        "How far behind the newest `timekey` an incremental load begins, for rows "
+        "committed late: seconds, or the column's own unit where its integers are no "
+        "time since 1970.",
+        shown_default="60 s; 0 for such integers",
     )
     static: bool = setting(
-        "static", Boolean(), "Load once, leave out of periodic loads.", default=False
+        "static",
+        Boolean(),
+        "Load once, leave out of periodic loads (hologres).",
+        default=False,
+    )
+    types: tuple[tuple[str, str], ...] | None = setting(
+        "types",
+        ColumnTypes(),
+        "Types by name: `int32`, `int64`, `float32`, `float64`, `string`, `list<T>`, "
+        "`list<list<T>>` and `map<K,V>` of these; `bool`, `timestamp` for FeatureDB. "
+        "Redis: of fields of hashes, which are texts. FeatureDB: all fields' in order.",
+        shown_default="Redis: from a sample",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """A Redis Stream of changes, which goes with any source that has a snapshot."""
+
+    SECTION: ClassVar[str] = "model_config.stream"
+
+    key: str | None = setting("key", Text(), "Redis key of the stream.")
+    url: Url | None = setting(
+        "url",
+        UrlText(),
+        "`redis://`, `rediss://` or `unix://` URL of the server.",
+        shown_default="`model_config.url` where that is Redis",
+    )
+    id: str | None = setting(
+        "id",
+        Text(),
+        "Field of an entry that has the item id.",
+        shown_default="name of the items' key column",
+    )
+    timekey: str | None = setting(
+        "timekey",
+        Text(),
+        "Field of an entry that has the time of the event, a number since 1970.",
+        shown_default="time at which Redis took the entry",
     )
 
 
@@ -68,16 +119,18 @@ class SourceConfig:
 
     remote_type: str = setting(
         "remote_type",
-        Choice(("parquet", *AWAITED, "none"), more=plugged_types),
-        "`parquet`: files, local or in an object store. `hologres`: any "
-        "PostgreSQL. `none`: features come in each request's `item_features`.",
+        Choice((*AVAILABLE, *AWAITED, "none"), more=plugged_types),
+        "`parquet`: files, local or in an object store. `hologres`: any PostgreSQL, "
+        "as are `postgres` and `postgresql`. `redis`: hashes. `feast`, `featuredb`: "
+        "feature stores. `none`: features come in each request's `item_features`.",
         shown_default="no source",
     )
     url: Url | None = setting(
         "url",
         UrlText(),
         "Parquet: folder, file, glob or fsspec URL, relative to the JSON file. "
-        "Others: how to connect.",
+        "Hologres: a libpq URL. Redis: `redis://`, `rediss://` or `unix://`. Feast: "
+        "its repository's folder. FeatureDB: `http://HOST/INSTANCE`.",
     )
     tables: tuple[TableConfig, ...] = setting(
         "tables",
@@ -93,6 +146,20 @@ class SourceConfig:
         unit="min",
         shown_default="never",
     )
+    statement_timeout: float = setting(
+        "statement_timeout",
+        Number(1, 86_400),
+        "Longest time for one statement at the database (hologres).",
+        default=1800.0,
+        unit="s",
+    )
+    listen: str | None = setting(
+        "listen",
+        Text(),
+        "NOTIFY channel whose messages make the tables with a `timekey` be read at "
+        "once (PostgreSQL).",
+    )
+    stream: StreamConfig | None = None
     fs_project: str | None = setting("fs_project", Text(), "FeatureStore project.")
     fs_model: str | None = setting(
         "fs_model", Text(), "FeatureStore model feature: the columns to load."
@@ -126,10 +193,33 @@ class SourceConfig:
         aliases=("model_config.featuredb_passwd",),
     )
 
+    featuredb_token: Secret | None = setting(
+        "featuredb_token",
+        SecretText(),
+        "Token of the FeatureDB data source, sent as `Authorization`.",
+    )
+
     @property
     def available(self) -> bool:
         """Whether this version can load items from it."""
         return self.remote_type in AVAILABLE or self.remote_type in plugged_types()
+
+
+def missing_store_drivers(source: SourceConfig) -> list[str]:
+    """What to install for the source's databases; empty where nothing is missing."""
+    wanted: list[tuple[str, tuple[str, ...]]] = []
+    if source.remote_type in DATABASES:
+        wanted.append(("postgres", ("psycopg", "adbc_driver_postgresql")))
+    if source.remote_type == "redis" or source.stream is not None:
+        wanted.append(("redis", ("redis",)))
+    if source.remote_type == "feast":
+        wanted.append(("feast", ("feast",)))
+    return [
+        f"model_config: the driver for {extra} is missing: "
+        f"pip install 'procserver[{extra}]'"
+        for extra, modules in wanted
+        if not all(find_spec(module) for module in modules)
+    ]
 
 
 def read_source(
@@ -139,6 +229,7 @@ def read_source(
     before = len(problems)
     values = read_section(SourceConfig, tree, problems)
     values["tables"] = _read_tables(values["tables"], problems)
+    values["stream"] = _read_stream(tree, values, problems)
     feature_store = [
         f"model_config.fs_{key}"
         for key in ("project", "model", "entity")
@@ -147,16 +238,23 @@ def read_source(
     if values["remote_type"] is None:
         if len(problems) > before:
             return None
-        if values["url"] is not None or values["tables"]:
+        if feature_store and values["url"] is not None:
+            # The vendor's JSON with a store of one's own in place of the platform's.
+            is_http = values["url"].scheme in ("http", "https")
+            values["remote_type"] = "featuredb" if is_http else "feast"
+        elif values["url"] is not None or values["tables"]:
             problems.append(
                 "model_config.remote_type: missing although url or tables is given; "
                 'say "parquet", or "none" for features in the request'
             )
             return None
-        if not feature_store:
+        elif not feature_store:
             return None
-        values["remote_type"] = "featurestore"
-    _check(values, feature_store, problems, warnings, whole=len(problems) == before)
+        else:
+            values["remote_type"] = "featurestore"
+    check_source(
+        values, feature_store, problems, warnings, whole=len(problems) == before
+    )
     return values
 
 
@@ -183,63 +281,20 @@ def _read_tables(raw: Any, problems: list[str]) -> tuple[TableConfig, ...]:
     return tuple(tables)
 
 
-def _check(
-    values: dict[str, Any],
-    feature_store: list[str],
-    problems: list[str],
-    warnings: list[str],
-    *,
-    whole: bool,
-) -> None:
-    kind = values["remote_type"]
-    path = "model_config.remote_type"
-    tables: tuple[TableConfig, ...] = values["tables"]
-    if kind == "none" and tables:
-        problems.append(f'{path}: "none" contradicts model_config.tables')
-    if kind in ("parquet", "hologres") and values["url"] is None:
-        problems.append(f"model_config.url: missing; {path} {kind} needs it")
-    if kind in ("parquet", "hologres") and not tables and whole:
-        problems.append(
-            "model_config.tables: missing; at least the item id's column is needed, "
-            'such as {"key": "item_id"}'
-        )
-    if kind == "hologres":
-        problems.extend(
-            f"model_config.tables: the table with key {table.key!r} has no name"
-            for table in tables
-            if table.name is None
-        )
-    if kind == "parquet":
-        _check_parquet(tables, feature_store, problems, warnings)
-    if kind == "featurestore":
-        warnings.append(
-            f"{', '.join(feature_store)}: the FeatureStore source is not available "
-            'yet; items come from "remote_type": "parquet" with url and tables, or '
-            "in each request's item_features"
-        )
-    elif kind in AWAITED:
-        warnings.append(
-            f'{path}: "{kind}" is read but not available yet; items come from '
-            '"parquet", or in each request\'s item_features'
-        )
-
-
-def _check_parquet(
-    tables: tuple[TableConfig, ...],
-    feature_store: list[str],
-    problems: list[str],
-    warnings: list[str],
-) -> None:
-    if any(table.condition for table in tables):
-        # NOTE: left out silently, items would be served that should not be.
-        problems.append(
-            "model_config.tables: condition is SQL, which Parquet files do not take"
-        )
-    if feature_store:
-        warnings.append(f"{', '.join(feature_store)}: not used, remote_type is parquet")
-    for key in ("timekey", "static"):
-        if any(getattr(table, key) for table in tables):
-            warnings.append(
-                f"model_config.tables: {key} has no effect on Parquet in this "
-                "version: every load takes all rows"
-            )
+def _read_stream(
+    tree: Mapping[str, Any], values: dict[str, Any], problems: list[str]
+) -> StreamConfig | None:
+    before = len(problems)
+    given = read_section(StreamConfig, tree, problems)
+    if len(problems) > before or not any(given.values()):
+        return None
+    path = "model_config.stream"
+    if values["remote_type"] in (None, "none"):
+        problems.append(f"{path}: needs a source of all items, see remote_type")
+    if given["key"] is None:
+        problems.append(f"{path}.key: missing; Redis key of the stream")
+    if given["url"] is None:
+        if values["remote_type"] != "redis":
+            problems.append(f"{path}.url: missing; the URL of the Redis server")
+        given["url"] = values["url"]
+    return StreamConfig(**given)

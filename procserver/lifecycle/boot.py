@@ -8,6 +8,7 @@ an operator: a fork after a parallel operator hangs in the child.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import logging
@@ -74,6 +75,7 @@ def on_starting(server: Any) -> None:
             Job(lambda: fetch_copies(service)).wait()
         state = Master(Release.of(1, settings, _find_model(server, service)), lock)
         set_master(state)
+        atexit.register(_clear, server, os.getpid())
         adopted = inherit(service)
         metrics.create(service.name, server.cfg.workers)
         if service.item_source is not None:
@@ -252,6 +254,12 @@ def supervise(server: Any) -> None:
     if not state.lock.is_held:
         with suppress(ServiceError):
             state.lock.take()
+
+
+def _clear(server: Any, pid: int) -> None:
+    """What gunicorn leaves when it gives up, for one over a port that is taken."""
+    if os.getpid() == pid:
+        on_exit(server)
 
 
 def on_exit(server: Any) -> None:

@@ -20,10 +20,12 @@ wall clock, hears no second TERM, and resets the connections in the backlog.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
+import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from gunicorn import sock, systemd
 
@@ -52,8 +54,10 @@ class Drain:
         self._reloads = reloads
         self._began: float | None = None
         self._stopped = False
+        self._halt = server.halt
         server.handle_term = self.begin
         server.stop = self.stop
+        server.halt = self.halt
 
     @property
     def is_running(self) -> bool:
@@ -119,6 +123,20 @@ class Drain:
             log.error("%d workers are late and are killed", len(server.WORKERS))
             server.kill_workers(signal.SIGKILL)
             self._wait(time.monotonic() + REAP_SECONDS, heeding=False)
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> NoReturn:
+        """Gunicorn's end of the master, and the process's at once.
+
+        PERF: Python would take torch down first, half a second of CPU for nothing.
+        """
+        try:
+            self._halt(reason, exit_status)
+        except SystemExit as ended:
+            exit_status = ended.code if isinstance(ended.code, int) else 0
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_status)
 
     def _close_listeners(self) -> None:
         server = self._server

@@ -5,10 +5,10 @@
     {"time": "2026-11-22T03:04:05.678Z", "pid": 71, "remote": "10.0.0.8",
      "method": "POST", "path": "/api/predict/ranking", "status": 200,
      "request_id": "r-1", "x_request_id": null, "traceparent": null,
-     "bytes_in": 8123, "bytes_out": 5170, "items": 100, "missing": 2,
+     "bytes_in": 8123, "items": 100, "missing": 2,
      "debug_level": 0, "model_version": "20261122", "cache_generation": 7,
      "ms": {"total": 9.1, "receive": 0.2, "queue": 0.1, "decode": 0.2, ...},
-     "user_agent": "Go-http-client/1.1"}
+     "user_agent": "Go-http-client/1.1", "bytes_out": 5170}
 
 All keys are always there. The query string is left out, and so is every header that
 is not named here: tokens are never written. Each line is one ``write`` of at most

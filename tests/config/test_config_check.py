@@ -80,6 +80,8 @@ def test_examples_cover_the_styles() -> None:
         "with_fg",
         "without_fg",
         "parquet_items",
+        "postgres_items",
+        "redis_stream",
         "object_store",
         "gpu",
         "recall",
@@ -178,6 +180,28 @@ def test_missing_local_items(
     assert err.splitlines()[1:] == [
         f"  model_config.url: no items at {tmp_path / 'items' / 'a'}"
     ]
+
+
+def test_databases_and_streams(
+    tmp_path: Path, minimal: dict[str, Any], environ: dict[str, str]
+) -> None:
+    document = minimal | {
+        "model_config": {
+            "fg_mode": "normal",
+            "remote_type": "postgres",
+            "url": f"host=h user=u password={CANARY}",
+            "tables": {"name": "t", "key": "k"},
+            "stream": {"url": f"redis://:{CANARY}@h/0", "key": "changes"},
+        },
+    }
+    status, out, err = run(write(tmp_path, document), environ)
+    assert (status, err) == (0, "")
+    assert CANARY not in out
+    assert "host=h user=u password=***" in out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["model_config.stream"] in lines
+    assert ["url", "redis://***@h/0"] in lines
+    assert ["key", "changes"] in lines
 
 
 def test_the_command(

@@ -19,6 +19,8 @@ class TableFor:
     condition: str | None = None
     timekey: str | None = None
     static: bool = False
+    overlap: float | None = None
+    types: tuple[tuple[str, str], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -28,3 +30,7 @@ class SourceFor:
     url: object
     tables: Sequence[TableFor] = ()
     remote_type: str = "parquet"
+    statement_timeout: float = 60.0
+    listen: str | None = None
+    stream: object = None
+    period_minutes: int | None = None

@@ -6,13 +6,15 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny
-from live import LiveServer, children, segments
+from live import ROOT, LiveServer, children, segments
 
 Launch = Callable[..., LiveServer]
 AUTH = {"Authorization": tiny.TOKEN}
@@ -218,3 +220,73 @@ def test_the_token_never_reaches_the_log(launch: Launch, tmp_path: Path) -> None
     server.request("GET", "/", None, {"Authorization": "nonsense"})
     server.stop()
     assert tiny.TOKEN not in server.text()
+
+
+def test_a_port_that_is_taken_leaves_nothing_behind(
+    launch: Launch, tmp_path: Path
+) -> None:
+    server = launch(tiny.write(tmp_path / "service", "late"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", server.port))
+        taken.listen()
+        server.launch()
+        assert server.process is not None
+        assert server.process.wait(120) == 1, server.text()
+    assert "Can't connect to" in server.text()
+    assert segments(server) == []
+    assert not (tmp_path / "service" / "state" / "run" / "master.pid").exists()
+
+
+def test_a_second_master_takes_over(launch: Launch, tmp_path: Path) -> None:
+    """USR2: another program version beside this one, which then ends."""
+    config = tiny.write(tmp_path / "service", "twin")
+    server = launch(config)
+    # NOTE: of "python -m gunicorn" gunicorn would start a broken one again.
+    command = Path(sys.executable).with_name("gunicorn")
+    with server.log.open("wb") as out:
+        server.process = subprocess.Popen(
+            [
+                *(str(command), "-c", str(ROOT / "conf" / "serve.py")),
+                *("-b", f"127.0.0.1:{server.port}", "-w", "2"),
+            ],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "PROCSERVER_CONFIG": str(config),
+                "PYTHONPATH": str(ROOT),
+            },
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    server.wait_ready()
+    pid_file = tmp_path / "service" / "state" / "run" / "master.pid"
+
+    def holder() -> int:
+        return int(pid_file.read_text().split()[0])
+
+    os.kill(server.pid, signal.SIGUSR2)
+    try:
+        wait_until(lambda: server.text().count("ready: service") == 2, 180)
+        heir = holder()
+        assert heir != server.pid
+        assert server.stop() == 0
+        for _ in range(10):
+            assert server.request("GET", "/", None, AUTH).status == 200
+        assert holder() == heir
+        wait_until(lambda: lock_of(tmp_path) == heir, 30)
+        third = launch(config).launch()
+        assert third.process is not None
+        assert third.process.wait(120) == 2
+        assert f"process {heir} serves" in third.text()
+    finally:
+        heir = holder() if pid_file.exists() else server.pid
+        if not gone(heir):
+            os.kill(heir, signal.SIGTERM)
+            wait_until(lambda: gone(heir), 60)
+    assert not pid_file.exists()
+    assert not [p for p in Path("/dev/shm").iterdir() if f".twin.{heir}." in p.name]
+
+
+def lock_of(folder: Path) -> int:
+    text = (folder / "service" / "state" / "run" / "master.lock").read_text()
+    return int(text.split()[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -345,7 +346,8 @@ def test_a_follower_that_dies_takes_the_reload_back(
     held = segments(server)
     os.kill(server.pid, signal.SIGHUP)
     wait_until(lambda: f"reload {number}: version" in server.text(), SECONDS)
-    [canary] = set(children(server.pid)) - before
+    told = f"reload {number}: version .* is good \\(worker (\\d+)"
+    canary = int(re.findall(told, server.text())[0])
     wait_until(lambda: bool(set(children(server.pid)) - before - {canary}), SECONDS)
     [follower] = set(children(server.pid)) - before - {canary}
     os.kill(follower, signal.SIGKILL)

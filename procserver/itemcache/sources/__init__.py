@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cython_ext.column import Kind
+from procserver.config.rules import AVAILABLE, DATABASES
 from procserver.errors import SourceError
 
 ENTRY_POINTS = "procserver.item_sources"
@@ -30,6 +31,23 @@ class TableConfig(Protocol):
     def timekey(self) -> str | None: ...
     @property
     def static(self) -> bool: ...
+    @property
+    def overlap(self) -> float | None: ...
+    @property
+    def types(self) -> Sequence[tuple[str, str]] | None: ...
+
+
+class StreamConfig(Protocol):
+    """``model_config.stream``: a Redis Stream of changes."""
+
+    @property
+    def key(self) -> str | None: ...
+    @property
+    def url(self) -> object: ...
+    @property
+    def id(self) -> str | None: ...
+    @property
+    def timekey(self) -> str | None: ...
 
 
 class SourceConfig(Protocol):
@@ -41,6 +59,12 @@ class SourceConfig(Protocol):
     def url(self) -> object: ...
     @property
     def tables(self) -> Sequence[TableConfig]: ...
+    @property
+    def statement_timeout(self) -> float: ...
+    @property
+    def listen(self) -> str | None: ...
+    @property
+    def stream(self) -> StreamConfig | None: ...
 
 
 @dataclass(frozen=True)
@@ -153,13 +177,49 @@ def reveal(url: object) -> str:
 def open_source(config: SourceConfig) -> ItemSource:
     """Opens the source that ``remote_type`` names: ours, or an entry point's.
 
-    :raises SourceError: if there is none of that name
+    With a ``stream`` its changes are followed too.
+
+    :raises SourceError: if there is none of that name, or its driver is missing
     """
+    source = _open(config)
+    # NOTE: configurations of third parties need not have it.
+    stream: StreamConfig | None = getattr(config, "stream", None)
+    if stream is None:
+        return source
+    from procserver.itemcache.sources.combined import CombinedSource
+    from procserver.itemcache.sources.redis_stream import Stream
+
+    period: int | None = getattr(config, "period_minutes", None)
+    every = None if period is None else period * 60.0
+    return CombinedSource(source, Stream(stream), every)
+
+
+def _open(config: SourceConfig) -> ItemSource:
     kind = config.remote_type
     if kind == "parquet":
         from procserver.itemcache.sources.parquet import ParquetSource
 
         return ParquetSource(config)
+    if kind == "feast":
+        from procserver.itemcache.sources.feast import FeastSource
+
+        return FeastSource(config)
+    if kind == "featuredb":
+        from procserver.itemcache.sources.featuredb import FeatureDBSource
+
+        return FeatureDBSource(config)
+    if kind in DATABASES:
+        from procserver.itemcache.sources.postgres import PostgresSource
+
+        return PostgresSource(config)
+    if kind == "redis":
+        from procserver.itemcache.sources.redis import RedisSource
+
+        return RedisSource(config)
+    return _plugged(config, kind)
+
+
+def _plugged(config: SourceConfig, kind: str) -> ItemSource:
     found = entry_points(group=ENTRY_POINTS)
     for entry in found:
         if entry.name == kind:
@@ -170,5 +230,5 @@ def open_source(config: SourceConfig) -> ItemSource:
             if not isinstance(source, ItemSource):
                 raise SourceError(f"item source {kind!r} lacks a method of ItemSource")
             return source
-    known = ", ".join(sorted({"parquet", *(entry.name for entry in found)}))
+    known = ", ".join(sorted({*AVAILABLE, *(entry.name for entry in found)}))
     raise SourceError(f"no item source {kind!r}; there are: {known}")

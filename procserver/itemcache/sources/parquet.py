@@ -5,14 +5,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from cython_ext.column import Kind
 from procserver.errors import SourceError
-from procserver.itemcache.cells import column_kind
 from procserver.itemcache.sources import (
     Changes,
     CursorLost,
@@ -22,10 +18,10 @@ from procserver.itemcache.sources import (
     reveal,
 )
 from procserver.itemcache.sources.files import fingerprint, open_dataset
+from procserver.itemcache.sources.merging import BATCH_ROWS, merge, merged_schema
 
 DEFAULT_KEY = "item_id"
-# PERF: rows per batch and batches read ahead bound the memory of a build.
-BATCH_ROWS = 16384
+# PERF: batches read ahead bound the memory of a build.
 READ_AHEAD = 1
 
 
@@ -37,6 +33,12 @@ class Table:
     dataset: ds.Dataset
     key: str
     columns: tuple[str, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow types of the id and the columns."""
+        names = dict.fromkeys((self.key, *self.columns))
+        return pa.schema([self.dataset.schema.field(name) for name in names])
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows in file order (so that the last row of an id is the last)."""
@@ -109,7 +111,7 @@ class ParquetSource:
         """Key and columns; the rows are exact for one table."""
         tables = self._open()
         rows = _count_rows(tables[0]) if len(tables) == 1 else None
-        return Description(tables[0].key, _merged_schema(tables), rows)
+        return Description(tables[0].key, merged_schema(tables), rows)
 
     def snapshot(self) -> tuple[object, Iterator[pa.RecordBatch]]:
         """All rows; the cursor is a fingerprint of the files."""
@@ -118,7 +120,7 @@ class ParquetSource:
         tables = self._open()
         if len(tables) == 1:
             return cursor, tables[0].batches()
-        return cursor, self._merge(tables)
+        return cursor, merge(tables, self.skipped)
 
     def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:
         """Nothing, as long as the files are those of the snapshot.
@@ -135,45 +137,6 @@ class ParquetSource:
     def close(self) -> None:
         """Nothing is held between builds."""
 
-    def _merge(self, tables: list[Table]) -> Iterator[pa.RecordBatch]:
-        """The tables joined by key, a batch of ids at a time."""
-        read = [_read(table) for table in tables]
-        ids, places = self._places(tables, read)
-        names = list(_merged_schema(tables))
-        for start in range(0, len(ids), BATCH_ROWS):
-            stop = min(start + BATCH_ROWS, len(ids))
-            cells = {
-                name: _merged_column(name, tables, read, places, start, stop)
-                for name in names
-            }
-            cells[tables[0].key] = ids[start:stop]
-            yield pa.RecordBatch.from_pydict(cells)
-
-    def _places(
-        self, tables: list[Table], read: list[dict[str, pa.Array]]
-    ) -> tuple[pa.Array, list[np.ndarray]]:
-        """Distinct ids, and for each table the row of each id (-1: none)."""
-        keys = [cells[t.key] for t, cells in zip(tables, read, strict=True)]
-        if len({key.type for key in keys}) > 1:
-            # Decimal text and integers are one id in the cache, so here too.
-            keys = [_cast_key(key) for key in keys]
-        encoded = pc.dictionary_encode(pa.chunked_array(keys)).unify_dictionaries()
-        encoded = pa.concat_arrays(encoded.chunks)
-        codes = encoded.indices
-        self.skipped["null_key"] += codes.null_count
-        codes = codes.fill_null(-1).to_numpy(zero_copy_only=False)
-        places, start = [], 0
-        for key in keys:
-            own = codes[start : start + len(key)]
-            start += len(key)
-            place = np.full(len(encoded.dictionary) + 1, -1, dtype=np.int64)
-            place[own] = np.arange(len(own))
-            place[-1] = -1
-            places.append(place[:-1])
-            held = int((own >= 0).sum())
-            self.skipped["duplicate_key"] += held - int((place >= 0).sum())
-        return encoded.dictionary, places
-
 
 def _join(base: str, name: str) -> str:
     if not name:
@@ -183,94 +146,8 @@ def _join(base: str, name: str) -> str:
     return posixpath.join(base, name)
 
 
-def _schema(table: Table) -> pa.Schema:
-    names = dict.fromkeys((table.key, *table.columns))
-    return pa.schema([table.dataset.schema.field(name) for name in names])
-
-
 def _count_rows(table: Table) -> int:
     try:
         return int(table.dataset.count_rows())
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{table.label} cannot be read: {error}") from error
-
-
-def _merged_schema(tables: list[Table]) -> dict[str, Kind]:
-    """Kinds by name; the key first, under the name that the first table gives it."""
-    key = tables[0].key
-    schema: dict[str, Kind] = {key: Kind.ABSENT}
-    for table in tables:
-        for name in (table.key, *table.columns):
-            kind = column_kind(name, table.dataset.schema.field(name).type)
-            name = key if name == table.key else name
-            if schema.get(name) in (None, Kind.ABSENT):
-                schema[name] = kind
-            elif kind not in (schema[name], Kind.ABSENT):
-                if name != key:
-                    schema[name] = kind
-                elif Kind.STRING in (kind, schema[name]):
-                    schema[name] = Kind.STRING
-                else:
-                    schema[name] = Kind.INT64
-    return schema
-
-
-def _read(table: Table) -> dict[str, pa.Array]:
-    """The whole table, each column in one piece.
-
-    ``take`` from many pieces joins them anew for each call, so they are joined once,
-    column by column: the peak is the table and one column.
-    """
-    held = pa.Table.from_batches(list(table.batches()), _schema(table))
-    whole: dict[str, pa.Array] = {}
-    for name in held.column_names:
-        pieces = held[name]
-        held = held.drop_columns([name])
-        if pa.types.is_string(pieces.type) and pieces.nbytes > 1 << 30:
-            pieces = pieces.cast(pa.large_string())
-        try:
-            whole[name] = pa.concat_arrays(pieces.chunks or [pa.array([], pieces.type)])
-        except pa.ArrowException as error:
-            raise SourceError(f"{table.label}, column {name!r}: {error}") from error
-    return whole
-
-
-def _cast_key(key: pa.Array) -> pa.Array:
-    try:
-        return key.cast(pa.string())
-    except pa.ArrowException as error:
-        raise SourceError(f"item ids of type {key.type}: {error}") from error
-
-
-def _merged_column(
-    name: str,
-    tables: list[Table],
-    read: list[dict[str, pa.Array]],
-    places: list[np.ndarray],
-    start: int,
-    stop: int,
-) -> pa.Array:
-    """The cells of some ids: the last table's that is not null."""
-    merged: pa.Array | None = None
-    for table, held, place in zip(tables, read, places, strict=True):
-        if name == table.key or name not in table.columns:
-            continue
-        own = place[start:stop]
-        cells = held[name].take(pa.array(own, mask=own < 0))
-        if merged is None:
-            merged = cells
-            continue
-        if merged.type != cells.type:
-            merged = _recast(name, merged, cells.type)
-        merged = pc.coalesce(cells, merged)
-    return pa.nulls(stop - start) if merged is None else merged
-
-
-def _recast(name: str, cells: pa.Array, type_: pa.DataType) -> pa.Array:
-    try:
-        return cells.cast(type_)
-    except pa.ArrowException as error:
-        raise SourceError(
-            f"column {name!r} is {cells.type} in one table and {type_} in a later one:"
-            f" {error}"
-        ) from error
