@@ -18,7 +18,7 @@ from procserver.observe import metrics
 log = logging.getLogger("procserver.lifecycle")
 
 # Settings of a source that say when it is read and not what.
-WHEN = ("period_minutes",)
+WHEN = ("period_minutes", "statement_timeout", "listen", "overlap")
 
 
 def inherit(service: ServiceConfig) -> Adopted | None:
