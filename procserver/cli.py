@@ -78,6 +78,20 @@ def reload(arguments: argparse.ArgumentParser) -> Run:
     return run
 
 
+def cache(arguments: argparse.ArgumentParser) -> Run:
+    """Look into a service's item cache, which may be running, and is not disturbed."""
+    from procserver.lifecycle.command import add_cache_arguments
+
+    add_cache_arguments(arguments)
+
+    def run(options: argparse.Namespace) -> int:
+        from procserver.lifecycle.looking import main
+
+        return main(options)
+
+    return run
+
+
 def refresh(arguments: argparse.ArgumentParser) -> Run:
     """Have a running service load its items from their source again."""
     from procserver.lifecycle.command import add_refresh_arguments
@@ -102,6 +116,7 @@ COMMANDS: tuple[Callable[[argparse.ArgumentParser], Run], ...] = (
     replay,
     reload,
     refresh,
+    cache,
 )
 
 

@@ -11,6 +11,7 @@
     │   │   └── NotShareable                each worker needs weights of its own
     │   ├── SharedMemoryError               a shared segment cannot be made or read
     │   ├── SourceError                     item source or item cache build
+    │   │   └── Refused                     a build that would replace a better one
     │   └── StateInUse                      another process serves from the state folder
     └── RequestError                          what a client is told
         ├── BadRequest              400     bad_request
@@ -91,6 +92,10 @@ class SharedMemoryError(ServiceError):
 
 class SourceError(ServiceError):
     """Item features cannot be read, or a cache generation cannot be built."""
+
+
+class Refused(SourceError):
+    """A build of the item cache is not published: what is served stays."""
 
 
 class RequestError(ProcserverError):

@@ -22,6 +22,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ ITEM_CACHE = "the item cache"
 FAMILY = b"PSRV"
 PROLOGUE = struct.Struct("<8sIIQ")
 LONGEST_SERVICE = 64
+# What /dev/shm has in a container that was not given --shm-size.
+DOCKER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,39 @@ def allocate(
             hit("cache.alloc")
         os.posix_fallocate(fd, start, stop - start)
     except OSError as error:
-        stats = os.statvfs(SHM)
-        free = stats.f_bavail * stats.f_frsize
+        free = free_shared_memory()
         raise SharedMemoryError(
             f"no shared memory for {purpose}: {stop - start} bytes needed"
             f" ({stop} in this segment{detail}), {free} free in {SHM}"
             f" ({error.strerror}); enlarge it, for example with --shm-size"
         ) from error
+
+
+def free_shared_memory() -> int:
+    """Bytes that shared memory has left, as its file system counts them."""
+    stats = os.statvfs(SHM)
+    return stats.f_bavail * stats.f_frsize
+
+
+def total_shared_memory() -> int:
+    """Bytes that shared memory has, free or not."""
+    stats = os.statvfs(SHM)
+    return stats.f_blocks * stats.f_frsize
+
+
+def is_small() -> bool:
+    """Whether shared memory is what Docker gives: 64 MB, too little for tables."""
+    return total_shared_memory() <= DOCKER_BYTES
+
+
+def total_size(prefix: str) -> int:
+    """Bytes of the segments whose names start with ``prefix`` (with its "/")."""
+    total = 0
+    for name in list_segments(prefix):
+        with suppress(OSError):
+            # Blocks, not size: a delta sets aside more room than it takes.
+            total += (SHM / name.removeprefix("/")).stat().st_blocks * 512
+    return total
 
 
 def available_memory() -> int | None:

@@ -170,6 +170,50 @@ class HostConfig:
         "Keep one copy of the model's weights in shared memory for all workers.",
         default=True,
     )
+    max_row_drop: float = setting(
+        "max_row_drop",
+        Number(0, 1),
+        "Share of its items that the item cache may lose in one build; a build that "
+        "loses more is refused, `1` allows any loss but that of all items.",
+        default=0.5,
+    )
+    max_bad_rows: float = setting(
+        "max_bad_rows",
+        Number(0, 1),
+        "Share of rows without a usable item id, and of bad cells in one column, up to "
+        "which a build of the item cache is published. Bad cells are null.",
+        default=0.1,
+    )
+    max_cell_bytes: int = setting(
+        "max_cell_bytes",
+        Integer(64, 2**30),
+        "Largest text, list or map of an item; a larger one is a bad cell.",
+        default=2**18,
+        unit="bytes",
+    )
+    max_cache_bytes: int | None = setting(
+        "max_cache_bytes",
+        Integer(2**20),
+        "Most shared memory of one generation of the item cache with what is generated "
+        "ahead from it. While a new one is built there are two.",
+        unit="bytes",
+        shown_default="what the machine and its container have",
+    )
+    max_cache_age_seconds: float | None = setting(
+        "max_cache_age_seconds",
+        Number(1, 10**9),
+        "Age of the item cache over which `/v2/health/ready` answers 503. Requests are "
+        "answered all the same.",
+        unit="s",
+        shown_default="any age",
+    )
+    keep_item_cache: bool = setting(
+        "keep_item_cache",
+        Boolean(),
+        "Leave the item cache in shared memory when the service is stopped, for its "
+        "next start. What a killed service left is taken over in any case.",
+        default=False,
+    )
     source_required: bool = setting(
         "source_required",
         Boolean(),

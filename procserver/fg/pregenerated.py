@@ -7,6 +7,7 @@ where requests are answered; neither knows how columns are stored in between.
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from cython_ext.fg_pregenerated import Restored
+    from procserver.fg.suitability import TableSuitability
 
 Tensors = dict[str, NDArray[Any]]
 LIST_OF = {
@@ -70,6 +72,14 @@ class Pregenerator:
         self._continues = False
         # Of each feature, by its values: some row has several, some id is large.
         self._forms: dict[str, tuple[bool, bool]] = {}
+
+    @cached_property
+    def reader(self) -> "TableSuitability":
+        """What all features of the ``fg.json`` need of an item table."""
+        # NOTE: it needs Arrow, which workers must not import.
+        from procserver.fg.suitability import TableSuitability
+
+        return TableSuitability(self._generator)
 
     def fresh(self) -> "Pregenerator":
         """Another one for the same ``fg.json``, which is not read again."""

@@ -14,6 +14,7 @@ from procserver.itemcache.compaction import compact, fold_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.delta import DeltaFull
+from procserver.itemcache.guards import Guard, Limits, sifted
 from procserver.itemcache.live import Live, State, Step, Tee, sliced, step_rows
 from procserver.itemcache.making import Makers
 from procserver.itemcache.reader import Generation
@@ -59,25 +60,38 @@ def load(
     *,
     table: int = 0,
     go_on: Callable[[], None] = lambda: None,
+    guard: Guard | None = None,
 ) -> tuple[GenerationWriter, object, bool]:
     """Everything in ``source`` as a sealed generation that is not published.
 
     :param go_on: called for each batch; what it raises ends the load
+    :param guard: what it must pass, or it is ``Refused``; None: anything goes
     :return: the writer, for the caller to close; where changes go on; whether the
         source is one to follow
     """
     hit("source.read")
     about = source.describe()
+    if guard is not None:
+        guard.admit(about)
     cursor, batches = source.snapshot()
     writer = GenerationWriter(
-        control, about.key, about.schema, table=table, expected_rows=about.rows
+        control,
+        about.key,
+        about.schema,
+        table=table,
+        expected_rows=about.rows,
+        sieve=None if guard is None else guard.sieve,
     )
     try:
         for batch in batches:
             go_on()
             hit("source.read")
             writer.append(batch)
+            if guard is not None:
+                guard.watch(writer)
         writer.seal()
+        if guard is not None:
+            guard.release(writer)
     except BaseException:
         writer.close()
         raise
@@ -95,7 +109,9 @@ class Builder:
         plan: Plan,
         open_source: OpenSource,
         report: Callable[[Report], None],
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits
         self._live = live
         self._makers = makers
         self._schedule = schedule
@@ -135,7 +151,11 @@ class Builder:
         with ExitStack() as stack:
             source = stack.enter_context(closing(self._open_source()))
             writer, cursor, follows = load(
-                source, self._live.control, table=self._live.table, go_on=self._go_on
+                source,
+                self._live.control,
+                table=self._live.table,
+                go_on=self._go_on,
+                guard=self._guard(),
             )
             made = _Made(stack, self._live.control, cursor, follows)
             made.take(writer)
@@ -145,6 +165,13 @@ class Builder:
             if follows and self._plan.period is not None:
                 self._schedule.restart(FULL, self._plan.period)
             return made.report(FULL, began, source.skipped, told)
+
+    def _guard(self) -> Guard | None:
+        if self._limits is None:
+            return None
+        control, table = self._live.control, self._live.table
+        reader = self._makers.reader
+        return Guard(self._limits, control, table=table, reader=reader)
 
     def _compact(self) -> BuildReport | None:
         """Folds the delta into a generation; changes go on meanwhile."""
@@ -209,7 +236,11 @@ class Builder:
             if changes is None:
                 return False
             for step in sliced(changes.steps):
-                made.apply(step)
+                good, why = sifted(
+                    step, made.state.generation, self._limits, self._makers.reader
+                )
+                made.skipped.update(why)
+                made.apply(good)
             known, made.state.cursor = made.state.cursor, changes.next_cursor
             if _is_all(changes, known) or time.monotonic() > end:
                 return True
@@ -263,6 +294,7 @@ class _Made:
         self.cursor = cursor
         self._follows = follows
         self.replayed = 0
+        self.skipped: Counter[str] = Counter()
         self.companion_bytes = 0
 
     def take(self, writer: GenerationWriter) -> None:
@@ -311,6 +343,7 @@ class _Made:
         """About what was published."""
         counted = Counter(self.writer.skipped)
         counted.update(skipped)
+        counted.update(self.skipped)
         return BuildReport(
             generation=self.writer.number,
             rows=self.writer.items,

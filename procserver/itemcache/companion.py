@@ -9,6 +9,7 @@ import numpy as np
 from cython_ext.column import Column, Kind
 from procserver.errors import SourceError
 from procserver.itemcache import layout
+from procserver.itemcache.cells import TableReader
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.writer import CompanionWriter
@@ -39,6 +40,10 @@ class CompanionMaker(Protocol):
     @property
     def features(self) -> Collection[str]:
         """What is generated, for reports."""
+
+    @property
+    def reader(self) -> TableReader | None:
+        """What the features need of a table, if that is known."""
 
     def fresh(self) -> "CompanionMaker":
         """Another one of the same digest, for another generation."""

@@ -1,6 +1,7 @@
 """The control segment: which generation of each item table is current."""
 
 import os
+from contextlib import suppress
 
 from cython_ext.shm import Mapping
 from procserver import shm
@@ -19,6 +20,11 @@ def base_name(name: str) -> str:
 def is_generation(name: str) -> bool:
     """Whether a name is that of a generation, companion or delta."""
     return base_name(name).rpartition(".")[2].isdigit()
+
+
+def is_cache_part(part: str) -> bool:
+    """Whether the last part of a segment's name is of the item cache's."""
+    return part == layout.CURSOR or part.partition("-")[0].isdigit()
 
 
 def is_sealed(name: str) -> bool:
@@ -51,6 +57,8 @@ class ControlSegment:
     def __init__(self, name: str, mapping: Mapping) -> None:
         """Use :meth:`create` or :meth:`open`."""
         self.name = name
+        # Of the source's configuration: what is built from it says so.
+        self.source = ""
         self._mapping = mapping
         self.owner = layout.unpack_control(memoryview(mapping)[:64].tobytes())
 
@@ -115,6 +123,24 @@ class ControlSegment:
     def state(self, table: int = 0) -> tuple[int, int]:
         """(generation, delta count) of a table, read in one; (0, 0): none yet."""
         return layout.unpack_state(self._mapping.load(layout.state_offset(table)))
+
+    def beat(self) -> None:
+        """Notes in its time stamp that the owner lives."""
+        with suppress(OSError):
+            os.utime(shm.SHM / self.name.removeprefix("/"))
+
+    def allocated(self) -> int:
+        """The last generation number handed out."""
+        return self._mapping.load(layout.CONTROL_ALLOCATED)
+
+    def go_on(self, allocated: int, states: dict[int, tuple[int, int]]) -> None:
+        """Publishes what another control segment did. For the owner, before others
+        know its name.
+        """
+        self._mapping.store(layout.CONTROL_ALLOCATED, allocated)
+        for table, (generation, deltas) in states.items():
+            state = layout.pack_state(generation, deltas)
+            self._mapping.store(layout.state_offset(table), state)
 
     def next_number(self) -> int:
         """Hands out a generation number. Writer only."""

@@ -33,12 +33,22 @@ SHORTEST = 0.1
 REPORT_EVERY = 0.5
 
 
+# A step without its bad rows, and why they are left out.
+Sift = Callable[[Step, State], tuple[Step, Counter[str]]]
+
+
+def _all(step: Step, state: State) -> tuple[Step, Counter[str]]:
+    return step, Counter()
+
+
 class Follower:
     """Asks the source what has changed; :meth:`run` is its thread.
 
     A source that is one to follow is asked all the time, any other one once a period.
     One that knows no changes, or lost them, has a full build instead; with one that
     is followed this is a gap.
+
+    :param sift: what of a step may be applied
     """
 
     def __init__(
@@ -48,7 +58,9 @@ class Follower:
         plan: Plan,
         open_source: OpenSource,
         report: Callable[[Report], None],
+        sift: Sift = _all,
     ) -> None:
+        self._sift = sift
         self._live = live
         self._schedule = schedule
         self._plan = plan
@@ -149,7 +161,9 @@ class Follower:
         """
         cursor: object = state.cursor
         now: State | None = state
-        for step in sliced(changes.steps):
+        for given in sliced(changes.steps):
+            step, skipped = self._sift(given, state)
+            self._tally.skip(skipped)
             applied = None
             while applied is None:
                 if now is None or now.cursor != cursor or self._ended.is_set():
@@ -203,7 +217,10 @@ class _Tally:
         self._upserted += applied.upserted
         self._deleted += applied.deleted
         self._stale += applied.stale
-        self._skipped.update(applied.skipped)
+        self.skip(applied.skipped)
+
+    def skip(self, skipped: Counter[str]) -> None:
+        self._skipped.update(skipped)
 
     def report(self, state: State) -> ChangesReport:
         return ChangesReport(

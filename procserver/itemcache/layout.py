@@ -48,7 +48,8 @@ once its number has been published::
 
 Body, in the order in which it is appended::
 
-    schema      UTF-8 JSON {"key": name, "columns": [[name, kind], ...]}
+    schema      UTF-8 JSON {"key": name, "columns": [[name, kind], ...],
+                "source": digest of the source's configuration}
     blocks      for each block, 64-byte aligned: its records, then heap bytes of
                 its rows
     directory
@@ -313,14 +314,18 @@ class DeltaPlan:
         return replace(plan, size=header.size)
 
 
-def pack_schema(key: str, schema: dict[str, Kind], digest: str = "") -> bytes:
-    """The schema section; ``digest`` is for companions."""
+def pack_schema(
+    key: str, schema: dict[str, Kind], digest: str = "", source: str = ""
+) -> bytes:
+    """The schema section; ``digest`` is for companions, ``source`` for others."""
     tree: dict[str, object] = {
         "key": key,
         "columns": [[name, int(kind)] for name, kind in schema.items()],
     }
     if digest:
         tree["digest"] = digest
+    if source:
+        tree["source"] = source
     return json.dumps(tree, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -337,6 +342,11 @@ def unpack_schema(data: bytes) -> tuple[str, dict[str, Kind], str]:
         raise SourceError("the schema of the item cache generation is damaged") from (
             error
         )
+
+
+def source_of(data: bytes) -> str:
+    """Digest of the configuration of the source that a generation was loaded from."""
+    return str(json.loads(data).get("source", ""))
 
 
 def record_layout(schema: dict[str, Kind]) -> RecordLayout:

@@ -8,6 +8,7 @@ from typing import Any
 
 from procserver import shm
 from procserver.errors import ServiceError
+from procserver.itemcache.cells import TableReader
 from procserver.itemcache.commands import FIRST, KEEP, MAKE
 from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.live import Live, State
@@ -47,6 +48,13 @@ class Makers:
         self._open = open_maker
         self._lock = threading.Lock()
         self._wanted: dict[str, _Wanted] = {FIRST: _Wanted(first)}
+
+    @property
+    def reader(self) -> TableReader | None:
+        """What is served, that is the maker before any that is prepared."""
+        with self._lock:
+            served = next(iter(self._wanted.values())).maker
+        return None if served is None else served.reader
 
     def obey(self, line: bytes, report: Callable[[CompanionReport], None]) -> None:
         """Follows a ``make`` or ``keep`` command."""

@@ -19,6 +19,7 @@ from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.following import Follower
+from procserver.itemcache.guards import Guard, Limits, sifted
 from procserver.itemcache.live import Live, State
 from procserver.itemcache.making import Makers, OpenMaker
 from procserver.itemcache.reader import Generation
@@ -65,6 +66,7 @@ def build(
     table: int = 0,
     companion: CompanionMaker | None = None,
     others: Sequence[CompanionMaker] = (),
+    guard: Guard | None = None,
 ) -> BuildReport:
     """Builds a generation from everything in ``source`` and publishes it, once and
     without a refresher.
@@ -76,11 +78,13 @@ def build(
     build left when it was killed is removed first. pyarrow starts its threads
     here, so this never runs in a process that will fork.
 
+    :param guard: what it must pass; None: anything goes
+    :raises Refused: if it does not
     :raises SourceError: if the source cannot be read or memory does not suffice
     """
     began = time.monotonic()
     control.sweep()
-    writer, _, _ = load(source, control, table=table)
+    writer, _, _ = load(source, control, table=table, guard=guard)
     with closing(writer):
         made = _make_companion(writer.name, control, companion)
         for other in others:
@@ -128,6 +132,8 @@ def run(
     table: int = 0,
     companion: CompanionMaker | None = None,
     open_maker: OpenMaker | None = None,
+    limits: Limits | None = None,
+    reload: bool = False,
 ) -> None:
     """The main loop of the refresher process; returns when it shall end.
 
@@ -140,6 +146,8 @@ def run(
     :param report: called by several threads, one at a time
     :param companion: the maker ``FIRST``
     :param open_maker: opens another one of what :func:`commands.make_command` tells
+    :param limits: of what is published; None: anything is
+    :param reload: load everything, whatever can be gone on from
     """
     one_at_a_time = threading.Lock()
 
@@ -151,9 +159,18 @@ def run(
     live = Live(control, table)
     makers = Makers(live, companion, open_maker)
     schedule = Schedule()
+    if reload:
+        schedule.want(FULL)
     _begin(live, makers, schedule, tell)
-    builder = Builder(live, makers, schedule, plan, open_source, tell)
-    follower = Follower(live, schedule, plan, open_source, tell)
+    builder = Builder(live, makers, schedule, plan, open_source, tell, limits)
+    follower = Follower(
+        live,
+        schedule,
+        plan,
+        open_source,
+        tell,
+        lambda step, state: sifted(step, state.generation, limits, makers.reader),
+    )
     threads = [
         threading.Thread(target=part.run, name=name, daemon=True)
         for name, part in (("builder", builder), ("follower", follower))

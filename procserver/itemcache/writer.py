@@ -14,38 +14,21 @@ from cython_ext.cache_copy import RecordCopier
 from cython_ext.cache_index import ItemIndex
 from cython_ext.cache_pack import RowPacker
 from cython_ext.cache_records import Records
-from cython_ext.column import Column, Kind, arrow_type, kind_of_arrow
+from cython_ext.column import Column, Kind, arrow_type
 from cython_ext.shm import Mapping
 from cython_ext.xxh64 import xxh64
 from procserver import shm
 from procserver.errors import SourceError
 from procserver.faults import hit
 from procserver.itemcache import layout
+from procserver.itemcache.cells import Sieve, column_kind
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import Generation
 
 # How often a taken name is passed over before the build is given up.
 TRIES = 16
-SUPPORTED = (
-    "integers up to 64 bits, floats, strings, lists and lists of lists of these,"
-    " and maps with integer or string keys"
-)
-
-
-def column_kind(name: str, type_: pa.DataType) -> Kind:
-    """The kind that a source column becomes.
-
-    :raises SourceError: for a type that no feature can have; timestamps, dates
-        and decimals are not converted, since their meaning as a number is not ours
-        to guess
-    """
-    try:
-        return kind_of_arrow(type_)
-    except TypeError as error:
-        raise SourceError(
-            f"column {name!r} has Arrow type {type_}; supported are {SUPPORTED}."
-            " Cast it at the source or leave it out of `value`"
-        ) from error
+# Why a row is left out, other than for a later row of the same id.
+LEFT_OUT = ("null_key", "bad_key", "long_key", "huge_row")
 
 
 class GenerationWriter:
@@ -59,9 +42,11 @@ class GenerationWriter:
     Memory is taken block by block (16,384 rows) as rows arrive, each block
     allocated in full before it is written; of the source only the rows of the
     block in hand are held. Rows without a usable id are left out and counted in
-    ``skipped`` by reason: ``null_key``, ``long_key`` (over 65,535 bytes),
-    ``huge_row`` (2 GiB of text and lists), ``duplicate_key`` (a later row of the
-    same id won). Leaving the block before :meth:`publish` removes the segment.
+    ``skipped`` by reason: ``null_key``, ``bad_key`` (no UTF-8), ``long_key`` (over
+    65,535 bytes), ``huge_row`` (2 GiB of text and lists), ``duplicate_key`` (a later
+    row of the same id won); so are the cells that ``sieve`` nulls. ``seen``: rows
+    that came, good or bad. Leaving the block before :meth:`publish` removes the
+    segment.
 
     :raises SourceError: if shared memory does not suffice or cannot be created
     """
@@ -74,10 +59,13 @@ class GenerationWriter:
         *,
         table: int = 0,
         expected_rows: int | None = None,
+        sieve: Sieve | None = None,
     ) -> None:
-        self.skipped: Counter[str] = Counter()
+        self.seen = 0
         self.rows = 0
         self.items = 0
+        self._left_out: Counter[str] = Counter()
+        self._sieve = Sieve() if sieve is None else sieve
         self._control = control
         self._key = key
         self._schema = dict(schema)
@@ -119,7 +107,7 @@ class GenerationWriter:
         self._write(layout.HEAD_BYTES, section)
 
     def _schema_section(self) -> bytes:
-        return layout.pack_schema(self._key, self._schema)
+        return layout.pack_schema(self._key, self._schema, source=self._control.source)
 
     def _write(self, offset: int, data: bytes) -> None:
         hit("cache.write")
@@ -134,6 +122,11 @@ class GenerationWriter:
         shm.allocate(self._fd, self._end, end, detail)
         self._mapping.resize(end)
         self._end = end
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Rows that were left out and cells that were nulled, by reason."""
+        return self._left_out + self._sieve.skipped
 
     @property
     def nbytes(self) -> int:
@@ -159,9 +152,10 @@ class GenerationWriter:
         self._append(copier, rows)
 
     def _append(self, packer: RowPacker | RecordCopier, rows: int) -> None:
-        self.skipped["null_key"] += packer.null_keys
-        self.skipped["long_key"] += packer.long_keys
-        self.skipped["huge_row"] += packer.huge_rows
+        self.seen += rows
+        self._left_out["null_key"] += packer.null_keys
+        self._left_out["long_key"] += packer.long_keys
+        self._left_out["huge_row"] += packer.huge_rows
         start = 0
         block = 1 << layout.BLOCK_SHIFT
         while start < rows:
@@ -180,17 +174,17 @@ class GenerationWriter:
         times: NDArray[np.int64] | None,
     ) -> RowPacker:
         key = batch.column(names.index(self._key))
-        columns = [
-            source_column(name, kind, batch.column(names.index(name)))
-            if name in names
-            else Column.null(batch.num_rows)
-            for name, kind in self._schema.items()
-        ]
+        column_kind(self._key, key.type)
+        key, bad = self._sieve.keys(key)
+        # The packer knows them for nulls.
+        self._left_out["bad_key"] += bad
+        self._left_out["null_key"] -= bad
         try:
-            ids = source_column(self._key, None, key)
-            if ids.kind == Kind.ABSENT:
-                ids = Column.from_arrow(key.cast(pa.string()))
-            return RowPacker(self._layout, ids, columns, times)
+            if pa.types.is_null(key.type):
+                key = key.cast(pa.string())
+            ids = Column.from_arrow(key)
+            columns = self._sieve.columns(self._schema, batch, (self._key, key))
+            return RowPacker(self._layout, ids, list(columns.values()), times)
         except TypeError as error:
             raise SourceError(
                 f"key column {self._key!r} has Arrow type {key.type}; item ids are"
@@ -237,7 +231,7 @@ class GenerationWriter:
             self._mapping, self._layout, self.rows, layout.BLOCK_SHIFT, directory
         )
         duplicates = ItemIndex(records, index, slots).fill()
-        self.skipped["duplicate_key"] += duplicates
+        self._left_out["duplicate_key"] += duplicates
         self.items = self.rows - duplicates
         return {"flags": layout.SEALED, "index": index, "index_slots": slots}
 

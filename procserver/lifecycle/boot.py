@@ -27,6 +27,7 @@ from procserver.lifecycle import crew, refreshing, rundir
 from procserver.lifecycle.crew import child_exit, pre_fork
 from procserver.lifecycle.drain import Drain
 from procserver.lifecycle.fetching import fetch_copies
+from procserver.lifecycle.inheriting import inherit
 from procserver.lifecycle.master import Master, Release, master, set_master, started
 from procserver.lifecycle.process import Job, allow_open_files, no_core_dumps
 from procserver.lifecycle.refresher import Refresher
@@ -35,7 +36,7 @@ from procserver.lifecycle.settings import EXIT_CONFIG, service_settings
 from procserver.lifecycle.stuck import end_stuck
 from procserver.model.package import ModelPackage, open_served
 from procserver.observe import metrics
-from procserver.shm import list_segments, reclaim, segment_name, this_process, unlink
+from procserver.shm import list_segments, segment_name, this_process, unlink
 
 __all__ = ["child_exit", "on_exit", "on_starting", "pre_fork"]
 
@@ -80,12 +81,12 @@ def on_starting(server: Any) -> None:
         state = Master(Release.of(1, settings, _find_model(server, service)), lock)
         set_master(state)
         atexit.register(_clear, server, os.getpid())
-        removed = reclaim()
-        if removed:
-            server.log.info("removed %d shared segments of dead owners", removed)
+        adopted = inherit(service)
         metrics.create(service.name, server.cfg.workers)
         if service.item_source is not None:
-            state.refresher = Refresher(service, service.item_source, state.package)
+            state.refresher = Refresher(
+                service, service.item_source, state.package, adopted
+            )
             state.control_name = state.refresher.control_name
             state.refresher.start([])
         _import_for_workers()

@@ -1,4 +1,4 @@
-"""``procserver reload`` and ``procserver refresh``: their arguments."""
+"""``procserver reload``, ``refresh`` and ``cache``: their arguments."""
 
 from __future__ import annotations
 
@@ -39,3 +39,44 @@ def _add(parser: argparse.ArgumentParser, what: str, failed: str) -> None:
         metavar="SECONDS",
         help="longest time to wait (default: as long as it takes)",
     )
+
+
+def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of ``procserver cache``."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    inspect = actions.add_parser(
+        "inspect", help="what is cached: segments, generation, age, columns"
+    )
+    inspect.add_argument(
+        "--verify", action="store_true", help="compare the checksums of all bytes too"
+    )
+    get = actions.add_parser(
+        "get", help="one item: what its tables say and what was generated from that"
+    )
+    get.add_argument("item_id", metavar="ITEM_ID")
+    stats = actions.add_parser(
+        "stats", help="each column's nulls, sizes, widths, distinct values"
+    )
+    stats.add_argument(
+        "--rows",
+        type=_count,
+        default=20_000,
+        help="rows to look at, spread over the table (default: %(default)s)",
+    )
+    stats.add_argument("--all", action="store_true", help="look at all rows")
+    for action in (inspect, get, stats):
+        action.add_argument(
+            "service",
+            nargs="?",
+            metavar="SERVICE",
+            help="name of the service, or its JSON (default: $PROCSERVER_CONFIG or "
+            "conf/service.json)",
+        )
+        action.add_argument("--json", action="store_true", help="for machines")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number

@@ -8,6 +8,8 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from procserver.errors import Refused
+
 # NOTE: this one does not import pyarrow, which must not be in the master.
 from procserver.itemcache.reports import (
     COMPACTION,
@@ -40,7 +42,9 @@ def message_of(report: Report) -> dict[str, Any]:
     """A report as it goes to the master. Called by the refresher."""
     told: dict[str, Any] = {"event": EVENTS[type(report)], **vars(report)}
     if isinstance(report, FailureReport):
-        told["reason"] = without_credentials(str(told.pop("error")))
+        error = told.pop("error")
+        told["reason"] = without_credentials(str(error))
+        told["refused"] = isinstance(error, Refused)
     return told
 
 
@@ -73,7 +77,7 @@ class News:
         elif event == "changed":
             _changed(message)
         else:
-            self._failed(message["kind"], message["reason"], message["pause"])
+            self._failed(message)
         return False
 
     def died(self) -> None:
@@ -122,13 +126,15 @@ class News:
             "goes on from there" if message["continues"] else "all is loaded again",
         )
 
-    def _failed(self, kind: str, reason: str, pause: float) -> None:
+    def _failed(self, message: Message) -> None:
+        kind, reason, pause = message["kind"], message["reason"], message["pause"]
         metrics.REFRESH_FAILURES.add(1, kind)
         _tell_failure(kind, reason)
         again = f"; again in {pause:.0f} s" if pause else ""
         if kind == FULL:
-            self._ended("failed")
-            log.error("item cache build failed: %s%s", reason, again)
+            outcome = "refused" if message["refused"] else "failed"
+            self._ended(outcome)
+            log.error("item cache build %s: %s%s", outcome, reason, again)
         elif kind == COMPACTION:
             metrics.CACHE_COMPACTIONS.add(1, "failed")
             log.error("item cache: changes cannot be folded: %s%s", reason, again)

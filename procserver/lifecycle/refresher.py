@@ -18,10 +18,12 @@ from collections.abc import Sequence
 
 from procserver.config import ServiceConfig, SourceConfig
 from procserver.errors import ProcserverError, SourceError
+from procserver.itemcache.adoption import Adopted, keep
 from procserver.itemcache.commands import BUILD, FIRST, keep_command, make_command
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reports import EMPTY
 from procserver.itemcache.schedule import Plan
+from procserver.lifecycle.inheriting import digest_of
 from procserver.lifecycle.news import (
     News,
     log_companion,
@@ -45,6 +47,8 @@ FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
 # Workers go first: a new one is ready in a moment, a generation is not.
 OOM_SCORE = 200
+# How often the control segment is told that its owner lives.
+BEAT = 60.0
 # Of a table of a source that does not say.
 DEFAULT_KEY = "item_id"
 
@@ -53,24 +57,35 @@ class Refresher:
     """Owns the control segment and the child that writes generations."""
 
     def __init__(
-        self, service: ServiceConfig, source: SourceConfig, package: ModelPackage
+        self,
+        service: ServiceConfig,
+        source: SourceConfig,
+        package: ModelPackage,
+        adopted: Adopted | None = None,
     ) -> None:
         self._service = service
         self._package = package
         self._source = source
         self._control = ControlSegment.create(service.name)
+        self._control.source = digest_of(source)
         self.control_name = self._control.name
         self._pid = 0
         self._reports: Reports | None = None
         self._commands = -1
         self._pause = FIRST_PAUSE
         self._start_at = 0.0
+        self._beat_at = 0.0
         self._started = 0.0
         self._answered: set[str] = set()
         self._asked = False
         self._news = News()
         self._label = FIRST
+        # What was taken over counts once the refresher has compared its checksum.
         self.published = False
+        self._is_adopted = adopted is not None
+        if adopted is not None:
+            adopted.hand_over(self._control)
+            _note_adopted(adopted)
 
     def start(self, listeners: Sequence[Closable]) -> None:
         """Forks the refresher, which closes ``listeners`` on its side."""
@@ -91,6 +106,8 @@ class Refresher:
                     reader,
                     parent,
                     listeners,
+                    # Nobody has looked at the source since its owner died.
+                    reload=self._is_adopted,
                 )
                 status = 0
             except Exception:
@@ -106,6 +123,7 @@ class Refresher:
         self._reports = reports
         metrics.REFRESHER_STARTS.add()
         log.info("refresher started (pid %d)", pid)
+        self._is_adopted = False
 
     def wait_for_first_generation(self) -> None:
         """Blocks until a generation is published: an empty one, if the first build
@@ -181,6 +199,9 @@ class Refresher:
         """Notes reports; starts the refresher again when its pause is over."""
         if self._reports is None:
             return
+        if time.monotonic() >= self._beat_at:
+            self._control.beat()
+            self._beat_at = time.monotonic() + BEAT
         if not self._reports.closed:
             for message in self._reports.poll():
                 self._note(message)
@@ -216,7 +237,11 @@ class Refresher:
             # needs to.
             while not self._reports.closed:
                 self._reports.wait(1.0)
-        self._control.unlink()
+        if self._service.host.keep_item_cache and self.published:
+            kept = keep(self._control)
+            log.info("%d segments of the item cache are kept for the next start", kept)
+        else:
+            self._control.unlink()
 
     def _note(self, message: Message) -> None:
         event = message["event"]
@@ -229,6 +254,22 @@ class Refresher:
             if event in ("published", "changed"):
                 self._pause = FIRST_PAUSE
             self.published = self._news.note(message) or self.published
+
+
+def _note_adopted(adopted: Adopted) -> None:
+    # By the wall clock, which may have been set meanwhile.
+    age = max(0.0, time.time() - adopted.built_at)
+    metrics.CACHE_GENERATION.set(adopted.generation)
+    metrics.CACHE_ROWS.set(adopted.items)
+    metrics.CACHE_BYTES.set(adopted.bytes + adopted.companion_bytes)
+    metrics.CACHE_AGE.mark(ago=age)
+    log.info(
+        "item cache generation %d taken over: %d items, %.1f MB, %.0f s old",
+        adopted.generation,
+        adopted.items,
+        adopted.bytes / 1e6,
+        age,
+    )
 
 
 def _what_to_make(service: ServiceConfig, package: ModelPackage) -> str:
@@ -260,6 +301,8 @@ def _run_child(
     commands: int,
     parent: int,
     listeners: Sequence[Closable],
+    *,
+    reload: bool,
 ) -> None:
     die_with_parent(parent)
     rather_kill_me(OOM_SCORE)
@@ -270,6 +313,7 @@ def _run_child(
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, lambda signum, frame: reopen_logs())
     # NOTE: these import pyarrow, which starts threads: never in the master.
+    from procserver.itemcache.guards import Limits
     from procserver.itemcache.refresh import run
     from procserver.itemcache.sources import open_source
     from procserver.lifecycle.companion import open_maker, open_told
@@ -289,4 +333,11 @@ def _run_child(
         parent=parent,
         companion=maker,
         open_maker=open_told,
+        reload=reload,
+        limits=Limits(
+            max_row_drop=service.host.max_row_drop,
+            max_bad_rows=service.host.max_bad_rows,
+            max_cell_bytes=service.host.max_cell_bytes,
+            max_cache_bytes=service.host.max_cache_bytes,
+        ),
     )

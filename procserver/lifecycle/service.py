@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 
-from procserver.app import Service
+from procserver.app import Readiness, Service
 from procserver.config import ServiceConfig
 from procserver.errors import FgConfigError, ModelError
 from procserver.fg import FeatureGenerator
 from procserver.itemcache.reader import CacheReader
 from procserver.lifecycle.candidate import Examination
+from procserver.lifecycle.inheriting import FreshEnough
 from procserver.lifecycle.synthesis import (
     FeatureRequests,
     Synthesis,
@@ -87,7 +88,15 @@ def build_service(
         decompressor=service.rpc.decompressor,
         logs=logs,
         capture=start_capture(service),
+        readiness=_readiness(service),
     )
+
+
+def _readiness(service: ServiceConfig) -> tuple[Readiness, ...]:
+    most = service.host.max_cache_age_seconds
+    if most is None or service.item_source is None:
+        return ()
+    return (FreshEnough(most),)
 
 
 def _pipeline(

@@ -10,6 +10,8 @@ Label values are declared; an unknown one counts as ``other``.
 
 from __future__ import annotations
 
+import time
+
 from procserver.observe.block import Block
 from procserver.observe.instruments import Counter, Gauge, Histogram, Registry, Text
 
@@ -200,7 +202,7 @@ CACHE_COMPACTIONS = _declare(
         "procserver_cache_compactions_total",
         "Appended changes folded into a new generation, by outcome.",
         label="outcome",
-        values=("published", "failed"),
+        values=("published", "failed", "refused"),
     )
 )
 CACHE_CHANGES = _declare(
@@ -215,9 +217,13 @@ CACHE_CHANGES = _declare(
 CACHE_SKIPPED = _declare(
     Counter(
         "procserver_cache_skipped_rows_total",
-        "Rows of the source that were left out, by reason.",
+        "Rows of the source that were left out, and cells that were nulled (bad_value, "
+        "bad_text, long_cell, refused_cell), by reason.",
         label="reason",
-        values=("null_key", "long_key", "huge_row", "duplicate_key", "bad_value"),
+        values=(
+            *("null_key", "bad_key", "long_key", "huge_row", "duplicate_key"),
+            *("bad_value", "bad_text", "long_cell", "refused_cell"),
+        ),
     )
 )
 REFRESH_FAILURES = _declare(
@@ -389,6 +395,18 @@ def join(row: int) -> None:
     """
     if REGISTRY.block is not None and REGISTRY.block.name is not None:
         REGISTRY.bind(REGISTRY.block, row)
+
+
+def cache_age(block: Block | None = None) -> float | None:
+    """``procserver_cache_age_seconds`` as it is now; None: there is no cache.
+
+    :param block: the service's, when it is not this process's own
+    """
+    block = block or REGISTRY.block
+    if block is None:
+        return None
+    stamp = max(CACHE_AGE.read(block, row, "")[1] for row in (MASTER, REFRESHER))
+    return (time.monotonic_ns() - stamp) / 1e9 if stamp else None
 
 
 def last_reload(block: Block | None = None) -> dict[str, object] | None:

@@ -49,6 +49,7 @@ class Doubled:
         self.digest = digest
         self.kinds: dict[str, Kind] = {}
         self.features = ("double",)
+        self.reader = None
         self.sampled = 0
         self.started = 0
         self.on_batch: Callable[[], object] = lambda: None

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from cython_ext.column import Kind
 from procserver.errors import SourceError
-from procserver.itemcache.writer import column_kind
+from procserver.itemcache.cells import column_kind
 
 # PERF: rows of a merged batch.
 BATCH_ROWS = 16384
