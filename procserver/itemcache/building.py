@@ -39,6 +39,10 @@ OpenSource = Callable[[], ItemSource]
 # For how long changes of a source that does not tell whether there are more are read
 # before a generation is published.
 CATCH_UP = 30.0
+# For how long a load waits for changes that are older than it to be applied.
+PATIENCE = 5.0
+# Between two looks whether the refresher ends.
+LOOK = 0.5
 
 
 class Ended(Exception):
@@ -222,6 +226,14 @@ class Builder:
         """
         if self._live.state is None or not self._read_changes(made, source):
             return None
+        if made.follows:
+            # What is in the tee is applied over what was loaded, so none of it may be
+            # older; a source that fails just now brings nothing older either.
+            end = time.monotonic() + PATIENCE
+            while not self._live.wait_current(made.began, LOOK):
+                self._go_on()
+                if time.monotonic() > end:
+                    break
         tee = self._live.start_tee()
         self._read_changes(made, source)
         return tee
@@ -292,7 +304,8 @@ class _Made:
         self._stack = stack
         self._control = control
         self.cursor = cursor
-        self._follows = follows
+        self.follows = follows
+        self.began = time.monotonic()
         self.replayed = 0
         self.skipped: Counter[str] = Counter()
         self.companion_bytes = 0
@@ -301,9 +314,7 @@ class _Made:
         """The generation that ``writer`` has sealed."""
         self.writer = self._stack.enter_context(closing(writer))
         generation = Generation(attach(writer.name))
-        self.state = State(
-            self._control, generation, self.cursor, follows=self._follows
-        )
+        self.state = State(self._control, generation, self.cursor, follows=self.follows)
 
     def apply(self, step: Step) -> None:
         """Appends to it; nobody sees it yet."""

@@ -136,6 +136,8 @@ class Follower:
             self._polled = (state, time.monotonic())
             return
         self._apply(state, changes)
+        if changes.more is False or not changes.steps:
+            self._live.note_current(began)
         if not changes.more:
             self._polled = (state, time.monotonic())
             if state.follows and not changes.steps:

@@ -185,6 +185,7 @@ class Live:
         self._cursors = Cursors(control)
         self._state: State | None = None
         self._tee: Tee | None = None
+        self._current_at = 0.0
 
     @property
     def state(self) -> State | None:
@@ -244,6 +245,26 @@ class Live:
                 state.cursor = cursor
                 self._cursors.save({state.generation.number: cursor})
             return True
+
+    def note_current(self, at: float) -> None:
+        """All that the source had at that time (CLOCK_MONOTONIC) has been applied."""
+        with self.gate:
+            self._current_at = max(self._current_at, at)
+            self.gate.notify_all()
+
+    def wait_current(self, since: float, seconds: float) -> bool:
+        """Waits until all that the source had at a time has been applied, or nothing
+        will be before another state takes over.
+        """
+        with self.gate:
+            return self.gate.wait_for(
+                lambda: (
+                    self._current_at > since
+                    or self._state is None
+                    or self._state.cursor is NONE
+                ),
+                seconds,
+            )
 
     def lose(self, state: State) -> None:
         """The changes since its cursor cannot be had any more."""

@@ -17,7 +17,7 @@ from test_itemcache_companion import Doubled
 
 from cython_ext.column import Kind
 from procserver import shm
-from procserver.itemcache import live, refresh
+from procserver.itemcache import building, live, refresh
 from procserver.itemcache.commands import keep_command, make_command
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import CacheReader
@@ -92,7 +92,7 @@ def test_while_a_build_runs_changes_are_seen_and_none_is_lost(start: Start) -> N
     loop.built()
     opened = store.hold("batch")
     loop.tell(refresh.BUILD)
-    eventually(lambda: store.calls["batch"] == 2)
+    eventually(lambda: store.calls.get("batch") == 2)
     for n in range(1, 50):
         store.put("a", v=n)
         store.put(f"new-{n}", v=n)
@@ -115,10 +115,15 @@ def test_while_a_build_runs_changes_are_seen_and_none_is_lost(start: Start) -> N
 @pytest.mark.parametrize("with_times", [True, False])
 @pytest.mark.parametrize("tells_more", [True, False])
 def test_readers_never_go_back_in_time(
-    start: Start, with_times: bool, tells_more: bool
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    with_times: bool,
+    tells_more: bool,
 ) -> None:
+    # A source that never stops and does not tell whether there is more.
+    monkeypatch.setattr(building, "PATIENCE", 0.5)
     store = Store(
-        items={"a": {"v": 0}}, with_times=with_times, tells_more=tells_more, limit=7
+        items={"a": {"v": 0}}, with_times=with_times, tells_more=tells_more, limit=20
     )
     loop = start(store)
     loop.built()
@@ -134,18 +139,19 @@ def test_readers_never_go_back_in_time(
             if found["v"] < last:
                 wrong.append((last, found["v"]))
             last = found["v"]
+            time.sleep(0.0005)
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
         count = 0
-        for _ in range(4):
+        for _ in range(3):
             loop.tell(refresh.BUILD)
             began = len([r for r in loop.seen if isinstance(r, refresh.BuildReport)])
             while True:
                 count += 1
                 store.put("a", v=count)
-                time.sleep(0.0005)
+                time.sleep(0.003)
                 if loop.reports.qsize():
                     loop.seen.append(loop.reports.get())
                 built = [r for r in loop.seen if isinstance(r, refresh.BuildReport)]
@@ -156,15 +162,17 @@ def test_readers_never_go_back_in_time(
         ended.set()
         thread.join(SECONDS)
     assert wrong == []
-    assert CacheReader(loop.control.name).current().number == 5
+    assert CacheReader(loop.control.name).current().number == 4
 
 
 def test_a_gap_leads_to_a_full_build(start: Start) -> None:
     store = Store(items={"a": {"v": 1}})
     loop = start(store)
     loop.built()
+    eventually(lambda: store.calls.get("changes"))
     held = store.hold("changes")
-    eventually(lambda: store.calls["changes"] >= 2)
+    before = store.calls["changes"]
+    eventually(lambda: store.calls["changes"] > before)
     store.put("a", v=2)
     store.put("a", v=3)
     store.forget()
@@ -256,7 +264,7 @@ def test_what_hangs_keeps_no_command_from_being_obeyed(
     store.hold("changes")
     store.hold("batch")
     loop.tell(refresh.BUILD)
-    eventually(lambda: store.calls["batch"] == 2)
+    eventually(lambda: store.calls.get("batch") == 2)
     loop.tell(make_command("2", "c" * 32))
     made = loop.until(refresh.CompanionReport)
     assert (made.label, made.generation, made.companion_problem) == ("2", 1, "")
@@ -283,7 +291,7 @@ def test_a_maker_that_comes_during_a_build_is_in_what_is_published(
     eventually(lambda: loop.value("a") == 3)
     opened = store.hold("batch")
     loop.tell(refresh.BUILD)
-    eventually(lambda: store.calls["batch"] == 2)
+    eventually(lambda: store.calls.get("batch") == 2)
     loop.tell(make_command("2", "b" * 32))
     assert loop.until(refresh.CompanionReport).pregenerated == 1
     assert ahead(control, "a" * 32, "a") == 6
@@ -425,7 +433,7 @@ def test_a_full_delta_is_folded_before_anything_else_is_applied(
     eventually(lambda: loop.value("i499") == 499)
     # So much happens during a build that its delta is full before it is published.
     loop.tell(refresh.BUILD)
-    eventually(lambda: store.calls["batch"] == 2)
+    eventually(lambda: store.calls.get("batch") == 2)
     for n in range(1, 500):
         store.put(f"i{n}", v=10 * n)
     opened.set()
