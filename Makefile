@@ -71,8 +71,10 @@ demo/service.json: $(BUILT)
 
 demo: demo/service.json
 
+# LIVE=1 changes prices while it serves, and shows how scores follow.
+LIVE ?=
 serve: demo/service.json
-	$(BIN)/gunicorn -c conf/serve.py
+	$(if $(LIVE),$(BIN)/procserver demo --live demo,$(BIN)/gunicorn -c conf/serve.py)
 
 test: $(VENV)/.test $(SDK_VENV)/.done $(TORCHREC_VENV)/.done $(STORES_VENV)/.done $(FEAST_VENV)/.done
 	PROCSERVER_REQUIRE_TORCHREC=1 $(BIN)/python -m pytest

@@ -23,7 +23,7 @@ def check(arguments: argparse.ArgumentParser) -> Run:
 
 
 def demo(arguments: argparse.ArgumentParser) -> Run:
-    """Write the demo service, or score a sample request with one that runs."""
+    """Write the demo service, call one that runs, or show how scores follow prices."""
     from procserver.demo.command import add_arguments
 
     add_arguments(arguments)

@@ -272,6 +272,10 @@ class _Parser:
                 if mount is not None:
                     self.need(mount)
                 source["url"] = places.url(source["url"])
+        stream = source["stream"] if source is not None else None
+        if source and stream and stream.url and not stream.url.scheme:
+            path = places.path(stream.url.reveal())
+            source["stream"] = replace(stream, url=Url(path.as_uri()))
 
     def contradictions(
         self,

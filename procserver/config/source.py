@@ -86,15 +86,18 @@ class TableConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """A Redis Stream of changes, which goes with any source that has a snapshot."""
+    """Changes beside any source that has a snapshot: a Redis Stream, or a file."""
 
     SECTION: ClassVar[str] = "model_config.stream"
 
-    key: str | None = setting("key", Text(), "Redis key of the stream.")
+    key: str | None = setting(
+        "key", Text(), "Redis key of the stream; none for a file."
+    )
     url: Url | None = setting(
         "url",
         UrlText(),
-        "`redis://`, `rediss://` or `unix://` URL of the server.",
+        "`redis://`, `rediss://` or `unix://` URL of the server; or of a file that "
+        "lines are appended to: `file:///PATH`, or a path relative to the JSON file.",
         shown_default="`model_config.url` where that is Redis",
     )
     id: str | None = setting(
@@ -107,7 +110,7 @@ class StreamConfig:
         "timekey",
         Text(),
         "Field of an entry that has the time of the event, a number since 1970.",
-        shown_default="time at which Redis took the entry",
+        shown_default="time at which Redis took the entry; of lines the order counts",
     )
 
 
@@ -205,12 +208,18 @@ class SourceConfig:
         return self.remote_type in AVAILABLE or self.remote_type in plugged_types()
 
 
+def is_file(url: Url) -> bool:
+    """Whether a stream's URL names a file, and no Redis server."""
+    return url.scheme in ("", "file")
+
+
 def missing_store_drivers(source: SourceConfig) -> list[str]:
     """What to install for the source's databases; empty where nothing is missing."""
     wanted: list[tuple[str, tuple[str, ...]]] = []
     if source.remote_type in DATABASES:
         wanted.append(("postgres", ("psycopg", "adbc_driver_postgresql")))
-    if source.remote_type == "redis" or source.stream is not None:
+    stream = source.stream.url if source.stream else None
+    if source.remote_type == "redis" or (stream and not is_file(stream)):
         wanted.append(("redis", ("redis",)))
     if source.remote_type == "feast":
         wanted.append(("feast", ("feast",)))
@@ -229,7 +238,7 @@ def read_source(
     before = len(problems)
     values = read_section(SourceConfig, tree, problems)
     values["tables"] = _read_tables(values["tables"], problems)
-    values["stream"] = _read_stream(tree, values, problems)
+    values["stream"] = _read_stream(tree, values, problems, warnings)
     feature_store = [
         f"model_config.fs_{key}"
         for key in ("project", "model", "entity")
@@ -282,7 +291,10 @@ def _read_tables(raw: Any, problems: list[str]) -> tuple[TableConfig, ...]:
 
 
 def _read_stream(
-    tree: Mapping[str, Any], values: dict[str, Any], problems: list[str]
+    tree: Mapping[str, Any],
+    values: dict[str, Any],
+    problems: list[str],
+    warnings: list[str],
 ) -> StreamConfig | None:
     before = len(problems)
     given = read_section(StreamConfig, tree, problems)
@@ -291,6 +303,12 @@ def _read_stream(
     path = "model_config.stream"
     if values["remote_type"] in (None, "none"):
         problems.append(f"{path}: needs a source of all items, see remote_type")
+    if given["url"] is not None and is_file(given["url"]):
+        if given["url"].scheme and not given["url"].reveal()[7:].startswith("/"):
+            problems.append(f"{path}.url: expected file:///PATH, or a path")
+        if given["key"] is not None:
+            warnings.append(f"{path}.key: has no effect with a file")
+        return StreamConfig(**given)
     if given["key"] is None:
         problems.append(f"{path}.key: missing; Redis key of the stream")
     if given["url"] is None:

@@ -1,4 +1,4 @@
-"""``procserver demo``: writes the demo service, or calls one that runs."""
+"""``procserver demo``: writes the demo service, calls it, or shows it live."""
 
 import argparse
 import sys
@@ -41,7 +41,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score a sample request with a running server and print a table",
     )
     parser.add_argument(
-        "--url", default=DEFAULT_URL, help="of the server (default: %(default)s)"
+        "--url",
+        help=f"of a server that runs (default: {DEFAULT_URL}; with --live one is "
+        "started)",
+    )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="start the service with a stream of changes (Redis where `redis-server` "
+        "is on PATH or named by $PROCSERVER_REDIS, else a file), change prices and "
+        "show how scores follow, until Ctrl-C; with --url, watch one that runs with "
+        "DIR/live.json",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8501,
+        help="for --live to listen at (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, metavar="N", help="end --live after N seconds"
     )
 
 
@@ -49,6 +68,8 @@ def main(args: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     if args.call:
         return call_demo(args)
+    if args.live:
+        return live_demo(args)
     return write(args)
 
 
@@ -56,11 +77,32 @@ def call_demo(args: argparse.Namespace) -> int:
     from procserver.demo.call import CallError, call
 
     try:
-        print(call(args.directory, args.url, args.items or []))
+        print(call(args.directory, args.url or DEFAULT_URL, args.items or []))
     except CallError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def live_demo(args: argparse.Namespace) -> int:
+    from procserver.demo.call import CallError
+    from procserver.demo.live import run_live
+
+    directory: Path = args.directory
+    if args.url is None and (args.items or not (directory / "service.json").exists()):
+        status = write(args)
+        if status:
+            return status
+    try:
+        return run_live(directory, args.url, args.port, args.seconds, say)
+    except CallError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def say(text: str) -> None:
+    """Prints at once, also into a pipe."""
+    print(text, flush=True)
 
 
 def write(args: argparse.Namespace) -> int:

@@ -113,6 +113,7 @@ def test_urls_stay_and_paths_go_through_mounts(
         ({"statement_timeout": 0}, "statement_timeout: expected a number from 1"),
         ({"stream": {"key": "changes"}}, "model_config.stream.url: missing"),
         ({"stream": {"url": "redis://h"}}, "model_config.stream.key: missing"),
+        ({"stream": {"url": "file://x/y"}}, "stream.url: expected file:///PATH"),
         ({"stream": "redis://h"}, "model_config.stream: expected an object"),
         (
             {
@@ -220,6 +221,32 @@ def test_streams(minimal: dict[str, Any], environ: dict[str, str]) -> None:
     )
     assert loaded.warnings == [
         "model_config.stream.keys: unknown key, did you mean model_config.stream.key?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "resolved"),
+    [
+        ("some changes.jsonl", "file:///srv/some%20changes.jsonl"),
+        ("/var/changes.jsonl", "file:///var/changes.jsonl"),
+        ("file:///var/changes.jsonl", "file:///var/changes.jsonl"),
+    ],
+)
+def test_files_of_changes(
+    url: str, resolved: str, minimal: dict[str, Any], environ: dict[str, str]
+) -> None:
+    model = PARQUET | {"stream": {"url": url, "timekey": "at"}}
+    document = minimal | {"model_config": model}
+    loaded = config.parse(document, "/srv", environ)
+    source = loaded.service.item_source
+    assert source is not None
+    assert source.stream is not None
+    assert source.stream.url == config.Url(resolved)
+    assert missing_store_drivers(source) == []
+    assert loaded.warnings == []
+    model["stream"]["key"] = "k"
+    assert config.parse(document, "/srv", environ).warnings == [
+        "model_config.stream.key: has no effect with a file"
     ]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 from cython_ext.column import Kind
 from procserver.config.rules import AVAILABLE, DATABASES
+from procserver.config.secret import url_scheme
 from procserver.errors import SourceError
+
+if TYPE_CHECKING:
+    from procserver.itemcache.sources.entries import ChangeStream
 
 ENTRY_POINTS = "procserver.item_sources"
 
@@ -38,7 +42,7 @@ class TableConfig(Protocol):
 
 
 class StreamConfig(Protocol):
-    """``model_config.stream``: a Redis Stream of changes."""
+    """``model_config.stream``: changes in a Redis Stream, or appended to a file."""
 
     @property
     def key(self) -> str | None: ...
@@ -187,11 +191,20 @@ def open_source(config: SourceConfig) -> ItemSource:
     if stream is None:
         return source
     from procserver.itemcache.sources.combined import CombinedSource
-    from procserver.itemcache.sources.redis_stream import Stream
 
     period: int | None = getattr(config, "period_minutes", None)
     every = None if period is None else period * 60.0
-    return CombinedSource(source, Stream(stream), every)
+    return CombinedSource(source, _open_stream(stream), every)
+
+
+def _open_stream(config: StreamConfig) -> "ChangeStream":
+    if url_scheme(reveal(config.url)) == "file":
+        from procserver.itemcache.sources.file_stream import FileStream
+
+        return FileStream(config)
+    from procserver.itemcache.sources.redis_stream import Stream
+
+    return Stream(config)
 
 
 def _open(config: SourceConfig) -> ItemSource:

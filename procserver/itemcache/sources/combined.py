@@ -5,6 +5,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,7 +18,7 @@ from procserver.itemcache.sources import (
     ItemSource,
     Upsert,
 )
-from procserver.itemcache.sources.redis_stream import READ_ENTRIES, Position, Stream
+from procserver.itemcache.sources.entries import ChangeStream
 
 log = logging.getLogger("procserver.itemcache")
 
@@ -39,7 +40,9 @@ class CombinedSource:
         for messages; None: it changes with full loads only
     """
 
-    def __init__(self, base: ItemSource, stream: Stream, every: float | None) -> None:
+    def __init__(
+        self, base: ItemSource, stream: ChangeStream, every: float | None
+    ) -> None:
         self._base = base
         self._stream = stream
         self._every = math.inf if every is None else every
@@ -68,7 +71,7 @@ class CombinedSource:
 
     def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:
         """What came in the stream, and now and then what the base tells."""
-        base, position = _parted(cursor)
+        base, position = self._parted(cursor)
         about = self._about or self.describe()
         key, schema = about.key, about.schema
         until = time.monotonic() + wait
@@ -86,10 +89,16 @@ class CombinedSource:
             if steps or found.entries or time.monotonic() >= until:
                 break
         newest = told.newest
-        if found.entries:
-            newest = max(newest or 0.0, int(position.id.partition("-")[0]) / 1000)
-        more = len(found.entries) >= READ_ENTRIES
-        return Changes(steps, _joined(base, position), newest, more)
+        if found.newest is not None:
+            newest = max(newest or 0.0, found.newest)
+        return Changes(steps, _joined(base, position), newest, found.more)
+
+    def _parted(self, cursor: object) -> tuple[object, Any]:
+        try:
+            assert isinstance(cursor, dict)
+            return cursor["base"], self._stream.restored(cursor["stream"])
+        except (AssertionError, KeyError, TypeError) as error:
+            raise CursorLost("a cursor of another source") from error
 
     def _ask_base(self, cursor: object, follows: bool) -> Changes:
         nothing = Changes([], cursor)
@@ -115,14 +124,6 @@ class CombinedSource:
         self._stream.close()
 
 
-def _joined(base: object, position: Position) -> object:
+def _joined(base: object, position: Any) -> object:
     """The cursor, as JSON can keep it if it can keep the base's."""
     return {"base": base, "stream": vars(position)}
-
-
-def _parted(cursor: object) -> tuple[object, Position]:
-    try:
-        assert isinstance(cursor, dict)
-        return cursor["base"], Position(**cursor["stream"])
-    except (AssertionError, KeyError, TypeError) as error:
-        raise CursorLost("a cursor of another source") from error
