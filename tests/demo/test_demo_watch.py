@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "stores"))
-sys.path.insert(0, str(ROOT / "tests" / "server"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stores"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "server"))
 
 import servers
 from live import children, free_port
 
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240.0
 REDIS = servers.redis_program()
 
