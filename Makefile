@@ -15,7 +15,7 @@ PACKAGES := $(VENV)/.packages
 BUILT := $(VENV)/.built
 URL ?= http://127.0.0.1:8501
 
-.PHONY: soak serve test faults lint types sanitized sanitize fuzz bench micro stores memory queueing loadtest demo build clean
+.PHONY: soak serve test faults lint types sanitized sanitize fuzz bench micro speed stores memory queueing loadtest demo build clean
 .DEFAULT_GOAL := build
 
 build: $(BUILT)
@@ -122,6 +122,12 @@ types: $(VENV)/.test
 
 bench: $(VENV)/.loadtest demo/service.json
 	$(BIN)/python loadtest/bench.py
+
+# The item cache's table: lookups, gathers, builds, updates; Redis and PostgreSQL beside.
+SPEED ?= --items 5000000
+speed: $(VENV)/.loadtest $(STORES_VENV)/.done
+	PYTHONPATH=. $(BIN)/python loadtest/micro/itemcache.py $(SPEED)
+	PYTHONPATH=. $(BIN)/python loadtest/micro/stores.py $(STORES)
 
 # Item sources on servers of their own; STORES="--items 5000000" is the full size.
 STORES ?=

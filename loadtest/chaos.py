@@ -92,7 +92,7 @@ class Chaos:
     def new_items(self) -> None:
         self.build += 1
         self.service.new_items(self.build)
-        self._kill(self.service.refresher)
+        self.service.ask_for_load()
 
     def good_reload(self) -> None:
         service = self.service

@@ -43,6 +43,7 @@ from procserver.wire.auth import Authenticator
 if TYPE_CHECKING:
     from procserver.model.loading import LoadedModel
     from procserver.model.package import ModelPackage
+    from procserver.pipeline import Pipeline
 
 # gunicorn halts the master on exit code 3 of a worker; any other code means
 # "start another one".
@@ -68,10 +69,19 @@ class Worker(LastAccepts, SharingWorker):
     is_idle: bool = False
     logs: Logs | None = None
     access_log: AccessLog | None = None
+    pipeline: Pipeline | None = None
 
     def init_process(self) -> None:
         self.request_seconds = master().service.rpc.keepalive_ms / 1000
         super().init_process()
+
+    def notify(self) -> None:
+        """Called each turn of the loop, which takes a second at most."""
+        super().notify()
+        if self.pipeline is not None:
+            # Requests are told why, should there be nothing to take up.
+            with suppress(ServiceError):
+                self.pipeline.keep_up()
 
     def get_thread_pool(self) -> futures.ThreadPoolExecutor:
         return futures.ThreadPoolExecutor(
@@ -209,6 +219,7 @@ class Worker(LastAccepts, SharingWorker):
                 examination=self.examination,
             )
             self.logs = service.logs
+            self.pipeline = service.pipeline
             admission = self._admission(state)
             self._share_with_others(state, admission)
             service = replace(

@@ -49,6 +49,14 @@ class Pipeline(Protocol):
         :raises RequestError: whatever the client is to be told
         """
 
+    def keep_up(self) -> None:
+        """Takes up what is current in the item cache, also while no request comes.
+
+        The memory of what was before is the machine's again then.
+
+        :raises ServiceError: if there is nothing that could be taken up
+        """
+
     def describe(self) -> dict[str, object]:
         """What the service takes and returns, for ``GET``.
 

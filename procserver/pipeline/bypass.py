@@ -39,6 +39,9 @@ class BypassPipeline:
         with self._runner.coming():
             return self._predict(body, trace or Trace())
 
+    def keep_up(self) -> None:
+        """Tensors need no item cache."""
+
     def _predict(self, body: bytes | bytearray | memoryview, trace: Trace) -> Reply:
         trace.begin()
         request = torch_wire.decode(body)

@@ -107,6 +107,10 @@ class RankingPipeline:
         with self._runner.coming():
             return self._predict(body, trace or Trace())
 
+    def keep_up(self) -> None:
+        if self._cache is not None:
+            self._pregenerated(self._cache.current())
+
     def _predict(self, body: bytes | bytearray | memoryview, trace: Trace) -> Reply:
         trace.begin()
         request = torchrec_wire.decode(body)

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from live import SHM, Answer, LiveServer, children
 from traffic import Traffic
 
+from procserver.lifecycle.refreshing import REFRESH
 from procserver.wire.pb.torchrec_predict_pb2 import PBRequest, PBResponse
 
 # Long enough for a hang, not a measure of speed.
@@ -236,11 +237,15 @@ class Service(LiveServer):
         return self.last_reload()
 
     def refresh(self, build: int) -> None:
-        """New items, read by a new refresher: the old one is killed."""
+        """New items, and a generation of them."""
         before = self.generation()
         self.new_items(build)
-        self.kill(self.refresher)
+        self.ask_for_load()
         wait_until(lambda: self.generation() > before)
+
+    def ask_for_load(self) -> None:
+        """What ``procserver refresh`` does."""
+        os.kill(self.pid, REFRESH)
 
     def generation(self) -> int:
         """The generation that requests see."""

@@ -252,7 +252,7 @@ def test_f24_a_refresh_at_the_same_time(served: Served) -> None:
         version = one.publish("good2" if build == 2 else "good").name
         number = one.last_reload()["number"] + 1
         one.new_items(build)
-        one.kill(one.refresher)
+        one.ask_for_load()
         one.hup()
         last = one.reloaded(number)
         assert (last["outcome"], last["version"]) == ("done", version)

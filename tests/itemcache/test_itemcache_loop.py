@@ -139,7 +139,7 @@ def test_readers_never_go_back_in_time(
             if found["v"] < last:
                 wrong.append((last, found["v"]))
             last = found["v"]
-            time.sleep(0.0005)
+            time.sleep(0.002)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -151,7 +151,7 @@ def test_readers_never_go_back_in_time(
             while True:
                 count += 1
                 store.put("a", v=count)
-                time.sleep(0.003)
+                time.sleep(0.02)
                 if loop.reports.qsize():
                     loop.seen.append(loop.reports.get())
                 built = [r for r in loop.seen if isinstance(r, refresh.BuildReport)]
