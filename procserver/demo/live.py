@@ -142,9 +142,8 @@ def watch(
         latency = time.perf_counter() - began
         seen = "not seen" if after is None else f"{latency * 1000:6.1f} ms"
         score = before if after is None else after
-        say(
-            f"{name:12}  {old:7.2f}->{new:8.2f}  {before[0]:8.5f}->{score[0]:8.5f}  {seen}"
-        )
+        scores = f"{before[0]:8.5f}->{score[0]:8.5f}"
+        say(f"{name:12}  {old:7.2f}->{new:8.2f}  {scores}  {seen}")
         yield None if after is None else latency
         time.sleep(PAUSE_SECONDS)
 
