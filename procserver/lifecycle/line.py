@@ -23,6 +23,7 @@ import os
 import socket
 import struct
 import termios
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -53,6 +54,8 @@ class Line:
             end.setblocking(False)
         # A descriptor to give up where there are no more.
         self._spare = -1
+        # Threads that count must not meet a descriptor that has become another's.
+        self._closing = threading.Lock()
 
     def fileno(self) -> int:
         """Readable when somebody waits."""
@@ -103,15 +106,19 @@ class Line:
         return Ticket(*_TICKET.unpack(data)) if len(data) == _TICKET.size else None
 
     def waiting(self) -> int:
-        """How many are in line."""
-        size = fcntl.ioctl(self._out, termios.FIONREAD, bytes(_COUNT.size))
+        """How many are in line; 0 if this process has closed it. In any thread."""
+        with self._closing:
+            if self.closed:
+                return 0
+            size = fcntl.ioctl(self._out, termios.FIONREAD, bytes(_COUNT.size))
         return int(_COUNT.unpack(size)[0]) // _TICKET.size
 
     def close(self) -> None:
         """This process's ends; with those of the last process the line is gone."""
-        self._free_spare()
-        self._out.close()
-        self._in.close()
+        with self._closing:
+            self._free_spare()
+            self._out.close()
+            self._in.close()
 
     def empty(self) -> None:
         """Closes the connections of those who wait."""
@@ -128,3 +135,8 @@ class Line:
         if self._spare >= 0:
             os.close(self._spare)
             self._spare = -1
+
+
+def waiting(lines: list[Line]) -> int:
+    """How many are in these lines; any thread may ask while others drop some."""
+    return sum(line.waiting() for line in tuple(lines))

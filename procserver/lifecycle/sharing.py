@@ -27,7 +27,7 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 from procserver.lifecycle.admission import Admission, SharedCounts
 from procserver.lifecycle.arrival import ArrivingWorker
 from procserver.lifecycle.connection import Connection, Seat
-from procserver.lifecycle.line import Line, Ticket
+from procserver.lifecycle.line import Line, Ticket, waiting
 from procserver.observe import metrics
 
 _SECOND = 1_000_000_000
@@ -70,7 +70,7 @@ class Sharing:
         return self.counts.others(self.slot, self.line.release)
 
     def waiting(self) -> int:
-        return sum(line.waiting() for line in self.lines)
+        return waiting(self.lines)
 
     def has_room(self, put: int) -> bool:
         """Whether this worker should take a request that was put into a line then."""

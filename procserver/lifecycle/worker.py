@@ -21,7 +21,7 @@ from procserver.lifecycle.breaker import FOLDER, Keeper
 from procserver.lifecycle.candidate import Contract, Examination
 from procserver.lifecycle.cores import allowance, core_set
 from procserver.lifecycle.http import Wsgi, honour_close
-from procserver.lifecycle.line import Line
+from procserver.lifecycle.line import Line, waiting
 from procserver.lifecycle.master import Master, Member, master
 from procserver.lifecycle.process import (
     be_idle,
@@ -169,7 +169,7 @@ class Worker(LastAccepts, SharingWorker):
             most=rpc.worker_threads + rpc.max_queue_size,
             most_here=max(1, self.cfg.threads - FRONT_THREADS),
             turns=state.settings.turns,
-            waiting=lambda: sum(line.waiting() for line in self.lines),
+            waiting=lambda: waiting(self.lines),
         )
 
     def _share_with_others(self, state: Master, admission: Admission) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from live import ROOT
 
-from procserver import faults
+from procserver import faults, shm
 from procserver.errors import ConfigError
 from procserver.faults import Armed, Fault, InjectedFault
-from procserver.itemcache import refresh, writer
+from procserver.itemcache import building, delta, following, writer
 from procserver.lifecycle import reload
 from procserver.model import runner
 from procserver.observe import spool
@@ -26,7 +26,7 @@ from procserver.observe import spool
 
 def test_unset_points_are_one_function_that_does_nothing() -> None:
     assert faults.VARIABLE not in os.environ
-    for module in (refresh, writer, reload, runner, spool):
+    for module in (building, delta, following, reload, runner, shm, spool, writer):
         assert module.hit is faults._nothing
     # Neither globals nor other names: nothing is looked up, nothing is called.
     assert faults._nothing.__code__.co_names == ()

@@ -53,17 +53,15 @@ def test_f31_without_need_for_the_source_the_cache_is_empty_at_first(
     server = shop.server.start()
     ready = server.request("GET", "/v2/health/ready")
     assert ready.status == 200
-    assert json.loads(ready.body) == {
-        "ready": True,
-        "degraded": "the item cache is empty",
-    }
+    told = json.loads(ready.body)
+    assert told["ready"] is True
+    assert told["degraded"] == "the item cache is empty"
     assert shop.score() == -1, "the item is not known"
     (shop.folder / "down").unlink()
     wait_until(lambda: shop.score() != -1, SECONDS)
     wait_until(
         lambda: (
-            json.loads(server.request("GET", "/v2/health/ready").body)
-            == {"ready": True}
+            "degraded" not in server.request("GET", "/v2/health/ready").body.decode()
         ),
         SECONDS,
     )

@@ -6,12 +6,13 @@ import multiprocessing
 import os
 import resource
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
-from procserver.lifecycle.line import Line, Ticket
+from procserver.lifecycle.line import Line, Ticket, waiting
 
 
 @pytest.fixture
@@ -84,6 +85,43 @@ def test_emptying_closes_connections(line: Line) -> None:
     with put(line) as far:
         line.empty()
         assert far.recv(1) == b""
+
+
+def test_threads_may_count_while_lines_are_dropped(line: Line) -> None:
+    far = put(line)
+    lines = [line]
+    counted: list[int] = []
+    failed: list[BaseException] = []
+    ended = threading.Event()
+
+    def count() -> None:
+        try:
+            while not ended.is_set():
+                counted.append(waiting(lines))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=count) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for release in range(2, 2000):
+            lines.insert(0, Line(release))
+            lines.pop(0).close()
+            # Someone in an order of removal that a thread may be in the middle of.
+            later = Line(release)
+            lines.append(later)
+            later.close()
+            lines.remove(later)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert not failed
+    assert counted
+    assert max(counted) == 1
+    assert later.waiting() == 0
+    far.close()
 
 
 def test_the_last_descriptor_is_kept_for_who_waits(line: Line) -> None:

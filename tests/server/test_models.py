@@ -71,7 +71,12 @@ def test_metadata_by_version_and_readiness(ranking: LiveServer) -> None:
     version = found["model_version"]
     again = metadata(ranking, f"/versions/{version}")
     assert again["inputs"] == found["inputs"]
-    ready = {"name": ranking.name, "ready": True}
+    ready = {
+        "name": ranking.name,
+        "ready": True,
+        "state": "ready",
+        "workers": {"ready": 2, "wanted": 2},
+    }
     assert metadata(ranking, "/ready") == ready
     assert metadata(ranking, f"/versions/{version}/ready") == ready
 
