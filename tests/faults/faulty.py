@@ -347,7 +347,7 @@ class Service(LiveServer):
         """No secret was let out, and no traceback that nobody expects."""
         text = self.lines + self.text()
         strange = [end for end in tracebacks(text) if INJECTED not in end]
-        assert self.tracebacks or not strange, text
+        assert self.tracebacks or not strange, f"{text}\nunexpected: {strange}"
         for place, content in self.everything().items():
             for name, canary in CANARIES.items():
                 assert canary.encode() not in content, f"{name} in {place}"
