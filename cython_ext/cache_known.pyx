@@ -17,6 +17,7 @@ from cython_ext.cache_index cimport ItemIndex
 from cython_ext.cache_overlay cimport Overlay
 from cython_ext.cache_records cimport (
     RECORD_HEAP,
+    Field,
     ItemId,
     RecordLayout,
     Records,
@@ -265,4 +266,34 @@ def latest_times(Records records not None, const int64_t[::1] rows not None):
         for _k in range(groups.count):
             out[i] = max(out[i], stamp_time(p))
             p += STAMP_TIME + records.layout.stamp_bytes
+    return found
+
+
+def int64_cells(
+    Records records not None, int64_t column, const int64_t[::1] rows not None
+):
+    """The cells of an INT64 column (int64); ``NO_TIME`` for null and for row -1.
+
+    :raises IndexError: for a row or column that does not exist
+    :raises TypeError: if the column is of another kind
+    """
+    cdef int64_t i
+    cdef const char *record
+    if not 0 <= column < records.layout.count:
+        raise IndexError(f"column {column} of {records.layout.count}")
+    cdef Field *field = &records.layout.fields[column]
+    if field.kind != INT64:
+        raise TypeError(f"column {column} is no INT64")
+    found = np.full(rows.shape[0], no_time(), dtype=np.int64)
+    cdef int64_t[::1] out = found
+    for i in range(rows.shape[0]):
+        if not -1 <= rows[i] < records.rows:
+            raise IndexError(f"row {rows[i]} of {records.rows}")
+    with nogil:
+        for i in range(rows.shape[0]):
+            if rows[i] < 0:
+                continue
+            record = record_at(records, rows[i])
+            if not bit_of(record, records.layout.bits, field.bit):
+                out[i] = (<const int64_t *>(record + field.slot))[0]
     return found

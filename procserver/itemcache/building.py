@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cython_ext.column import Kind
@@ -14,7 +15,9 @@ from procserver.itemcache.compaction import compact, fold_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.delta import DeltaFull
+from procserver.itemcache.expiry import Expiry, deletions, too_old
 from procserver.itemcache.guards import Guard, Limits, sifted
+from procserver.itemcache.intake import Intake, Past
 from procserver.itemcache.live import Live, State, Step, Tee, sliced, step_rows
 from procserver.itemcache.making import Makers
 from procserver.itemcache.reader import Generation
@@ -28,7 +31,7 @@ from procserver.itemcache.reports import (
     Report,
 )
 from procserver.itemcache.schedule import BackOff, Plan, Schedule
-from procserver.itemcache.sources import Changes, ItemSource
+from procserver.itemcache.sources import ROW_TIME, Changes, ItemSource
 from procserver.itemcache.writer import GenerationWriter
 from procserver.shm import attach
 
@@ -41,6 +44,8 @@ OpenSource = Callable[[], ItemSource]
 CATCH_UP = 30.0
 # For how long a load waits for changes that are older than it to be applied.
 PATIENCE = 5.0
+# The same before it reads its first row.
+SHORT = 2.0
 # Between two looks whether the refresher ends.
 LOOK = 0.5
 
@@ -58,6 +63,22 @@ def as_error(error: Exception) -> ProcserverError:
     return failure
 
 
+@dataclass(frozen=True)
+class Load:
+    """A sealed generation that is not published: ``writer`` is the caller's to close.
+
+    ``cursor``: where changes go on; ``follows``: whether the source is one to follow;
+    ``began``: before the snapshot was taken (CLOCK_MONOTONIC); ``at``: the same in
+    microseconds since 1970, where items end by their age.
+    """
+
+    writer: GenerationWriter
+    cursor: object
+    follows: bool
+    began: float
+    at: int | None
+
+
 def load(
     source: ItemSource,
     control: ControlSegment,
@@ -65,19 +86,28 @@ def load(
     table: int = 0,
     go_on: Callable[[], None] = lambda: None,
     guard: Guard | None = None,
-) -> tuple[GenerationWriter, object, bool]:
+    expiry: Expiry | None = None,
+    before: Callable[[bool, float], Generation | None] = lambda follows, at: None,
+) -> Load:
     """Everything in ``source`` as a sealed generation that is not published.
 
     :param go_on: called for each batch; what it raises ends the load
     :param guard: what it must pass, or it is ``Refused``; None: anything goes
-    :return: the writer, for the caller to close; where changes go on; whether the
-        source is one to follow
+    :param expiry: what tells which items are too old; None: none is
+    :param before: asked, once the snapshot is taken, for what is served: the times of
+        events that it knows are kept. Told whether the source is one to follow, and
+        when the load began
     """
     hit("source.read")
     about = source.describe()
+    if expiry is not None:
+        about = replace(about, schema={**about.schema, ROW_TIME: Kind.INT64})
     if guard is not None:
         guard.admit(about)
+    began, at = time.monotonic(), None if expiry is None else expiry.now()
     cursor, batches = source.snapshot()
+    view = before(about.follows, time.monotonic())
+    past = None if view is None else Past(view, about.schema)
     writer = GenerationWriter(
         control,
         about.key,
@@ -85,6 +115,7 @@ def load(
         table=table,
         expected_rows=about.rows,
         sieve=None if guard is None else guard.sieve,
+        intake=Intake.of(past, expiry, at),
     )
     try:
         for batch in batches:
@@ -99,7 +130,7 @@ def load(
     except BaseException:
         writer.close()
         raise
-    return writer, cursor, about.follows
+    return Load(writer, cursor, about.follows, began, at)
 
 
 class Builder:
@@ -139,6 +170,8 @@ class Builder:
             # A load that takes minutes is not begun again after one second.
             pause = pauses.failed(time.monotonic() - began)
             self._schedule.want(kind, pause)
+            if kind == FULL and self._live.expiry is not None:
+                self._live.expiry.failed(FULL)
             self._report(FailureReport(kind, as_error(error), pause))
             log.debug("%s build failed", kind, exc_info=error)
             if self._live.state is None and not self._plan.required:
@@ -154,21 +187,44 @@ class Builder:
         self._report(BuildBegan())
         with ExitStack() as stack:
             source = stack.enter_context(closing(self._open_source()))
-            writer, cursor, follows = load(
+            loaded = load(
                 source,
                 self._live.control,
                 table=self._live.table,
                 go_on=self._go_on,
                 guard=self._guard(),
+                expiry=self._live.expiry,
+                before=self._before,
             )
-            made = _Made(stack, self._live.control, cursor, follows)
-            made.take(writer)
+            made = _Made(stack, self._live, loaded.cursor, loaded.follows)
+            made.began = loaded.began
+            made.take(loaded.writer, loaded.at)
             self._live.inherit(made.state)
             told = self._makers.equip(made.state)
             self._hand_over(made, source)
-            if follows and self._plan.period is not None:
+            if loaded.follows and self._plan.period is not None:
                 self._schedule.restart(FULL, self._plan.period)
             return made.report(FULL, began, source.skipped, told)
+
+    def _before(self, follows: bool, since: float) -> Generation | None:
+        """What is served, with all that came before ``since``: what comes after that
+        is applied to its successor too, so nothing of its times is lost.
+        """
+        if follows:
+            self._wait_current(since, SHORT)
+        with self._live.gate:
+            state = self._live.state
+            return None if state is None else state.view()
+
+    def _wait_current(self, since: float, seconds: float) -> None:
+        """Waits until what came before ``since`` is applied; a source that fails just
+        now brings nothing older either.
+        """
+        end = time.monotonic() + seconds
+        while not self._live.wait_current(since, LOOK):
+            self._go_on()
+            if time.monotonic() > end:
+                return
 
     def _guard(self) -> Guard | None:
         if self._limits is None:
@@ -187,7 +243,7 @@ class Builder:
             stack.callback(self._live.end_tee)
             with self._live.gate:
                 tee = self._live.start_tee()
-                made = _Made(stack, self._live.control, state.cursor, state.follows)
+                made = _Made(stack, self._live, state.cursor, state.follows)
                 view = state.view()
             made.fold(state, view, made.cursor)
             told = self._makers.equip(made.state)
@@ -224,19 +280,28 @@ class Builder:
         """Reads up to the newest change twice: what comes after the second time has
         begun is in the tee. None: nobody has seen changes.
         """
-        if self._live.state is None or not self._read_changes(made, source):
+        if self._live.state is None:
             return None
-        if made.follows:
+        is_told = self._read_changes(made, source)
+        if is_told and made.follows:
             # What is in the tee is applied over what was loaded, so none of it may be
-            # older; a source that fails just now brings nothing older either.
-            end = time.monotonic() + PATIENCE
-            while not self._live.wait_current(made.began, LOOK):
-                self._go_on()
-                if time.monotonic() > end:
-                    break
+            # older.
+            self._wait_current(made.began, PATIENCE)
+        if not is_told and self._live.expiry is None:
+            return None
         tee = self._live.start_tee()
-        self._read_changes(made, source)
+        if is_told:
+            self._read_changes(made, source)
+        self._end_old_items(made)
         return tee
+
+    def _end_old_items(self, made: "_Made") -> None:
+        """What has ended in the meantime; from now on the tee tells."""
+        if self._live.expiry is not None:
+            view = made.state.view()
+            rows, _ = too_old(view, self._live.expiry.horizon)
+            for step in deletions(view, rows):
+                made.apply(step)
 
     def _read_changes(self, made: "_Made", source: ItemSource) -> bool:
         """Applies changes until there are none; False: the source knows no changes."""
@@ -297,12 +362,13 @@ class _Made:
     def __init__(
         self,
         stack: ExitStack,
-        control: ControlSegment,
+        live: Live,
         cursor: object,
         follows: bool | None,
     ) -> None:
         self._stack = stack
-        self._control = control
+        self._control = live.control
+        self._expiry = live.expiry
         self.cursor = cursor
         self.follows = follows
         self.began = time.monotonic()
@@ -310,11 +376,18 @@ class _Made:
         self.skipped: Counter[str] = Counter()
         self.companion_bytes = 0
 
-    def take(self, writer: GenerationWriter) -> None:
-        """The generation that ``writer`` has sealed."""
+    def take(self, writer: GenerationWriter, at: int | None = None) -> None:
+        """The generation that ``writer`` has sealed, loaded at that time."""
         self.writer = self._stack.enter_context(closing(writer))
         generation = Generation(attach(writer.name))
-        self.state = State(self._control, generation, self.cursor, follows=self.follows)
+        self.state = State(
+            self._control,
+            generation,
+            self.cursor,
+            follows=self.follows,
+            loaded_at=at,
+            expiry=self._expiry,
+        )
 
     def apply(self, step: Step) -> None:
         """Appends to it; nobody sees it yet."""
@@ -340,7 +413,7 @@ class _Made:
         :param cursor: where changes went on when that was taken
         """
         self.cursor = cursor
-        self.take(compact(self._control, view))
+        self.take(compact(self._control, view), before.loaded_at)
         self.state.since = before.since
         if before.delta_rows:
             self.state.delta().inherit(view)

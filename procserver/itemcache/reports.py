@@ -80,17 +80,20 @@ class CompanionReport:
 class ChangesReport:
     """What was applied since the last such report, and what there is now.
 
-    ``newest``: time of the newest change, seconds since 1970, if the source tells.
+    ``expired``: items that ended by their age. ``newest``: time of the newest change,
+    seconds since 1970, if the source tells. ``current``: it was asked just now.
     """
 
     generation: int
     upserted: int = 0
     deleted: int = 0
     stale: int = 0
+    expired: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
     delta_rows: int = 0
     delta_bytes: int = 0
     newest: float | None = None
+    current: bool = True
 
 
 @dataclass(frozen=True)

@@ -177,12 +177,13 @@ def _measure(message: Message) -> None:
 
 
 def _changed(message: Message) -> None:
-    for outcome in ("upserted", "deleted", "stale"):
+    for outcome in ("upserted", "deleted", "stale", "expired"):
         metrics.CACHE_CHANGES.add(message[outcome], outcome)
     _count_skipped(message["skipped"])
     metrics.CACHE_DELTA_ROWS.set(message["delta_rows"])
     metrics.CACHE_DELTA_BYTES.set(message["delta_bytes"])
-    metrics.CACHE_AGE.mark()
+    if message["current"]:
+        metrics.CACHE_AGE.mark()
     if message["newest"] is not None:
         metrics.CACHE_LAG.mark(ago=max(0.0, time.time() - message["newest"]))
 
