@@ -160,6 +160,12 @@ def _warn_of_idle(kind: str, values: dict[str, Any], warnings: list[str]) -> Non
             warnings.append(
                 f"model_config.tables: {key} has no effect on {name}{detail}"
             )
+    ttl, period = values["item_ttl_minutes"], values["period_minutes"]
+    if ttl and period and ttl <= period:
+        warnings.append(
+            "model_config.item_ttl: is not longer than period, so items end that have "
+            "been heard of in the last load or look, before the next one"
+        )
     if values["listen"] and not (database and any(t.timekey for t in tables)):
         warnings.append(
             "model_config.listen: has no effect without a table with a timekey in a "
