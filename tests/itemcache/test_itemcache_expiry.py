@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from delta_oracle import delete, read, upsert
-from scripted import QUICK, Loop, Scripted, Store, eventually
+from scripted import QUICK, SECOND, Hand, Loop, Scripted, Store, by_hand, eventually
 
 from cython_ext.column import Kind
 from procserver import shm
@@ -29,32 +29,14 @@ from procserver.itemcache.sources import ROW_TIME, Changes, Description, Upsert
 from procserver.itemcache.sources.combined import CombinedSource
 from procserver.itemcache.sources.entries import Entries
 
-SECOND = 1_000_000
 START = 1_800_000_000 * SECOND
 TTL = 100
-
-
-class Hand(SteadyClock):
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.at = START
-
-    def now(self) -> int:
-        return self.at
-
-    def go(self, seconds: float) -> None:
-        self.at += int(seconds * SECOND)
 
 
 @pytest.fixture
 def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
     """The clock of whatever is made in the test, which looks often."""
-    clock = Hand()
-    monkeypatch.setattr(ending, "SteadyClock", lambda: clock)
-    monkeypatch.setattr(ending, "LONGEST_PAUSE", 0.02)
-    return clock
+    return by_hand(monkeypatch, START)
 
 
 # ---------------------------------------------------------------------- clocks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,14 +12,21 @@ from typing import Any
 import pytest
 import servers
 from item_sources import SourceFor, TableFor
+from scripted import QUICK, Loop, by_hand, eventually
 from source_steps import until
 
 from cython_ext.column import Kind
 from procserver.errors import SourceError
 from procserver.itemcache import refresh, sources
 from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.guards import Limits
 from procserver.itemcache.reader import CacheReader, Generation
-from procserver.itemcache.sources import ItemSource, open_source, postgres_link
+from procserver.itemcache.sources import (
+    ROW_TIME,
+    ItemSource,
+    open_source,
+    postgres_link,
+)
 
 Open = Callable[..., ItemSource]
 ITEMS = TableFor("shop.items", "item_id")
@@ -490,23 +498,27 @@ def test_rows_come_with_their_times_where_items_end_by_age(
 
 
 def test_items_of_a_table_end_by_their_timekey(
-    shop: servers.Postgres, opened: Open, control: ControlSegment
+    shop: servers.Postgres,
+    opened: Open,
+    control: ControlSegment,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Loaded, asked for changes, swept: the whole loop on a real server."""
+    hand = by_hand(monkeypatch, time.time_ns() // 1000)
     shop.run(
         "CREATE TABLE shop.items (item_id text PRIMARY KEY, n int8, at timestamptz)",
-        "INSERT INTO shop.items SELECT 'i' || i, i, now() - interval '1 minute' * i"
+        "INSERT INTO shop.items SELECT 'i' || i, i, now() - interval '1 hour' * i"
         " FROM generate_series(0, 99) i",
     )
     table = TableFor("shop.items", "item_id", timekey="at")
 
     def open_it() -> ItemSource:
-        return opened(shop.url, table, item_ttl_minutes=50.5)
+        return opened(shop.url, table, item_ttl_minutes=50.5 * 60)
 
     def get(item: str) -> Any:
         return CacheReader(control.name).current().get(item)
 
-    plan = replace(QUICK, ttl=50.5 * 60, period=0.2)
+    plan = replace(QUICK, ttl=50.5 * 3600, period=0.2)
     loop = Loop(control, open_it, plan, limits=Limits())
     try:
         built = loop.built()
@@ -516,8 +528,8 @@ def test_items_of_a_table_end_by_their_timekey(
         shop.run("UPDATE shop.items SET n = 7, at = now() WHERE item_id IN ('i51')")
         eventually(lambda: get("i51") is not None)
         assert get("i51")["n"] == 7
-        # The item's next minute ends while this waits.
-        eventually(lambda: get("i50") is None, 120)
+        hand.go(3600)
+        eventually(lambda: get("i50") is None)
         assert get("i49") is not None
     finally:
         loop.end()
