@@ -186,13 +186,13 @@ cdef class KnownTimes:
         self, const Groups *found, int64_t bytes_each, const int64_t *bits,
         int64_t bit_count,
     ) noexcept nogil:
-        cdef int64_t row, k, kept
+        cdef int64_t row, kept, _k
         cdef int64_t total = 0
         cdef const char *p
         for row in range(self.rows):
             kept = 0
             p = found[row].first
-            for k in range(found[row].count):
+            for _k in range(found[row].count):
                 kept += _stays(p, bits, bit_count)
                 p += STAMP_TIME + bytes_each
             if kept:
@@ -204,7 +204,7 @@ cdef class KnownTimes:
         self, const Groups *found, int64_t bytes_each, const int64_t *bits,
         int64_t bit_count,
     ) noexcept nogil:
-        cdef int64_t row, k, bit, groups
+        cdef int64_t row, bit, groups, _k
         cdef int64_t each = STAMP_TIME + self.layout.stamp_bytes
         cdef const char *p
         cdef uint8_t *out
@@ -216,7 +216,7 @@ cdef class KnownTimes:
             out = self.data + self.offsets[row]
             out = <uint8_t *>put_stamp_count(<char *>out, groups)
             p = found[row].first
-            for k in range(found[row].count):
+            for _k in range(found[row].count):
                 if _stays(p, bits, bit_count):
                     memcpy(out, p, STAMP_TIME)
                     out += STAMP_TIME

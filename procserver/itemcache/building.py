@@ -5,20 +5,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
 from typing import Any
 
-from cython_ext.column import Kind
+from cython_ext.cache_known import KnownTimes
+from cython_ext.column import Column, Kind
 from procserver.errors import ProcserverError, SourceError
 from procserver.faults import hit
 from procserver.itemcache.compaction import compact, fold_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.delta import DeltaFull
-from procserver.itemcache.expiry import Expiry, deletions, too_old
+from procserver.itemcache.expiry import FOREVER, deletions, too_old
 from procserver.itemcache.guards import Guard, Limits, sifted
-from procserver.itemcache.intake import Intake, Past
+from procserver.itemcache.intake import Past
 from procserver.itemcache.live import Live, State, Step, Tee, sliced, step_rows
+from procserver.itemcache.loading import load
 from procserver.itemcache.making import Makers
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.reports import (
@@ -31,7 +32,7 @@ from procserver.itemcache.reports import (
     Report,
 )
 from procserver.itemcache.schedule import BackOff, Plan, Schedule
-from procserver.itemcache.sources import ROW_TIME, Changes, ItemSource
+from procserver.itemcache.sources import Changes, ItemSource
 from procserver.itemcache.writer import GenerationWriter
 from procserver.shm import attach
 
@@ -63,76 +64,6 @@ def as_error(error: Exception) -> ProcserverError:
     return failure
 
 
-@dataclass(frozen=True)
-class Load:
-    """A sealed generation that is not published: ``writer`` is the caller's to close.
-
-    ``cursor``: where changes go on; ``follows``: whether the source is one to follow;
-    ``began``: before the snapshot was taken (CLOCK_MONOTONIC); ``at``: the same in
-    microseconds since 1970, where items end by their age.
-    """
-
-    writer: GenerationWriter
-    cursor: object
-    follows: bool
-    began: float
-    at: int | None
-
-
-def load(
-    source: ItemSource,
-    control: ControlSegment,
-    *,
-    table: int = 0,
-    go_on: Callable[[], None] = lambda: None,
-    guard: Guard | None = None,
-    expiry: Expiry | None = None,
-    before: Callable[[bool, float], Generation | None] = lambda follows, at: None,
-) -> Load:
-    """Everything in ``source`` as a sealed generation that is not published.
-
-    :param go_on: called for each batch; what it raises ends the load
-    :param guard: what it must pass, or it is ``Refused``; None: anything goes
-    :param expiry: what tells which items are too old; None: none is
-    :param before: asked, once the snapshot is taken, for what is served: the times of
-        events that it knows are kept. Told whether the source is one to follow, and
-        when the load began
-    """
-    hit("source.read")
-    about = source.describe()
-    if expiry is not None:
-        about = replace(about, schema={**about.schema, ROW_TIME: Kind.INT64})
-    if guard is not None:
-        guard.admit(about)
-    began, at = time.monotonic(), None if expiry is None else expiry.now()
-    cursor, batches = source.snapshot()
-    view = before(about.follows, time.monotonic())
-    past = None if view is None else Past(view, about.schema)
-    writer = GenerationWriter(
-        control,
-        about.key,
-        about.schema,
-        table=table,
-        expected_rows=about.rows,
-        sieve=None if guard is None else guard.sieve,
-        intake=Intake.of(past, expiry, at),
-    )
-    try:
-        for batch in batches:
-            go_on()
-            hit("source.read")
-            writer.append(batch)
-            if guard is not None:
-                guard.watch(writer)
-        writer.seal()
-        if guard is not None:
-            guard.release(writer)
-    except BaseException:
-        writer.close()
-        raise
-    return Load(writer, cursor, about.follows, began, at)
-
-
 class Builder:
     """Takes work from the schedule until that ends; :meth:`run` is its thread."""
 
@@ -153,6 +84,8 @@ class Builder:
         self._plan = plan
         self._open_source = open_source
         self._report = report
+        # How many changes were known when what is being loaded was begun.
+        self._known = FOREVER
         self._pauses = {kind: BackOff(plan) for kind in (FULL, COMPACTION)}
 
     def run(self) -> None:
@@ -199,7 +132,7 @@ class Builder:
             made = _Made(stack, self._live, loaded.cursor, loaded.follows)
             made.began = loaded.began
             made.take(loaded.writer, loaded.at)
-            self._live.inherit(made.state)
+            self._remember(made)
             told = self._makers.equip(made.state)
             self._hand_over(made, source)
             if loaded.follows and self._plan.period is not None:
@@ -210,13 +143,31 @@ class Builder:
         """What is served, with all that came before ``since``: what comes after that
         is applied to its successor too, so nothing of its times is lost.
         """
-        if follows:
-            self._wait_current(since, SHORT)
+        is_all = follows and self._wait_current(since, SHORT)
         with self._live.gate:
             state = self._live.state
-            return None if state is None else state.view()
+            if state is None:
+                self._known = FOREVER
+                return None
+            self._known = FOREVER if is_all else state.delta_rows
+            return state.view()
 
-    def _wait_current(self, since: float, seconds: float) -> None:
+    def _remember(self, made: "_Made") -> None:
+        """What ended in what is served, and what is known of times there but was not
+        yet when the load began.
+        """
+        with self._live.gate:
+            state = self._live.state
+            if state is None:
+                return
+            made.state.inherit(state)
+            view = state.view()
+        if self._known < view.count:
+            past = Past(view, made.state.generation.schema)
+            for ids, known in past.since(self._known):
+                made.remember(ids, known)
+
+    def _wait_current(self, since: float, seconds: float) -> bool:
         """Waits until what came before ``since`` is applied; a source that fails just
         now brings nothing older either.
         """
@@ -224,7 +175,8 @@ class Builder:
         while not self._live.wait_current(since, LOOK):
             self._go_on()
             if time.monotonic() > end:
-                return
+                return False
+        return True
 
     def _guard(self) -> Guard | None:
         if self._limits is None:
@@ -399,6 +351,14 @@ class _Made:
             self.make_room()
             self.state.delta().apply([step], publish=False)
         self.replayed += step_rows(step)
+
+    def remember(self, ids: Column, known: KnownTimes) -> None:
+        """Times of events that are known of its items."""
+        try:
+            self.state.delta().remember(ids, known)
+        except DeltaFull:
+            self.make_room()
+            self.state.delta().remember(ids, known)
 
     def make_room(self) -> None:
         """So much has changed while it was made that the delta is full."""

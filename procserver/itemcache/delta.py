@@ -9,7 +9,9 @@ import numpy as np
 
 from cython_ext.cache_compose import NO_TIME, Composer, buried
 from cython_ext.cache_copy import RecordCopier
+from cython_ext.cache_known import KnownTimes
 from cython_ext.cache_overlay import GRAVE, MOST_RECORDS
+from cython_ext.column import Column
 from procserver.errors import ServiceError, SourceError
 from procserver.faults import hit
 from procserver.itemcache import layout
@@ -236,6 +238,18 @@ class DeltaWriter:
         ready = read_step(step, self._generation)
         ready.skipped.update({EXPIRED: expired} if expired else {})
         return ready
+
+    def remember(self, ids: Column, known: KnownTimes) -> None:
+        """Times of events that are known of items, for those that are there.
+
+        :raises DeltaFull: if there is no room; nothing has been changed then
+        """
+        before = self._written
+        try:
+            self._apply([Ready((ids, known, None), len(ids), Counter())])
+        except BaseException:
+            self._roll_back(before)
+            raise
 
     def publish(self) -> None:
         """Shows readers what has been written, and the generation, in one store."""

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cython_ext.cache_known import KnownTimes
 from cython_ext.column import Column, Kind
 from procserver.errors import SourceError
 from procserver.itemcache.reader import Generation
@@ -80,6 +81,7 @@ def _parts(ready: Ready) -> Iterator[Ready]:
         yield ready
         return
     ids, columns, times = ready.step
+    assert not isinstance(columns, KnownTimes)
     skipped = ready.skipped
     for start in range(0, ready.rows, CHUNK):
         rows = min(CHUNK, ready.rows - start)

@@ -5,7 +5,7 @@ an event comes too late for a value, and with a time to live when an item was la
 heard of.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cython_ext.cache_known import KnownTimes, any_times
 from cython_ext.column import Column, Kind
 from procserver.itemcache import layout
+from procserver.itemcache.events import CHUNK
 from procserver.itemcache.expiry import Expiry, heard, with_times
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.sources import ROW_TIME
@@ -42,6 +43,22 @@ class Past:
         return KnownTimes(
             ids, view.index, overlay, view.count, self._layout, self._columns
         )
+
+    def since(self, count: int) -> Iterator[tuple[Column, KnownTimes]]:
+        """Ids of records that were appended after ``count``, and what is known of
+        their times.
+        """
+        view = self._view
+        if view.delta is None or not self.has_times:
+            return
+        records = view.delta.records
+        for start in range(count, view.count, CHUNK):
+            stop = min(start + CHUNK, view.count)
+            texts = dict.fromkeys(str(records.id_of(n)) for n in range(start, stop))
+            ids = Column.from_texts(list(texts))
+            known = self.known(ids)
+            if known is not None and known.nbytes:
+                yield ids, known
 
     def heard(self, ids: Column) -> NDArray[np.int64]:
         """When they were heard of last, by :data:`~expiry.NO_TIME` never."""

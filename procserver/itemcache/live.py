@@ -300,14 +300,6 @@ class Live:
             self._tee = Tee()
             return self._tee
 
-    def inherit(self, state: State) -> None:
-        """Has ``state``, nothing of which was appended yet, know what ends with the
-        one that is published.
-        """
-        with self.gate:
-            if self._state is not None:
-                state.inherit(self._state)
-
     def end_tee(self) -> None:
         with self.gate:
             self._tee = None

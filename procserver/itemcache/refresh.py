@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
-from procserver.itemcache.building import Builder, OpenSource, load
+from procserver.itemcache.building import Builder, OpenSource
 from procserver.itemcache.commands import BUILD, STOP
 from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.control import ControlSegment
@@ -22,6 +22,7 @@ from procserver.itemcache.expiry import Expiry
 from procserver.itemcache.following import Follower
 from procserver.itemcache.guards import Guard, Limits, sifted
 from procserver.itemcache.live import Live, State
+from procserver.itemcache.loading import load
 from procserver.itemcache.making import Makers, OpenMaker
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.reports import (

@@ -17,12 +17,12 @@ from procserver import shm
 from procserver.errors import Refused, SourceError
 from procserver.itemcache import expiry as ending
 from procserver.itemcache import refresh
-from procserver.itemcache.building import Load, load
 from procserver.itemcache.compaction import compact
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.delta import Applied, DeltaWriter
 from procserver.itemcache.expiry import Expiry, SteadyClock, Sweeper
 from procserver.itemcache.guards import Guard, Limits
+from procserver.itemcache.loading import Load, load
 from procserver.itemcache.reader import CacheReader, Generation
 from procserver.itemcache.reports import CHANGES, FULL
 from procserver.itemcache.sources import ROW_TIME, Changes, Description, Upsert

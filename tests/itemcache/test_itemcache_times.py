@@ -145,6 +145,42 @@ def test_times_survive_a_compaction_after_a_load(control: ControlSegment) -> Non
     assert apply(control, late) == (0, 0, 2)
 
 
+def test_what_is_heard_while_a_load_runs_is_known_too(control: ControlSegment) -> None:
+    """Of events from before the snapshot that were applied after it had begun."""
+    build(control, Oracle(), ["a", "b", "c"])
+    apply(control, upsert(["a"], {"n": [3]}, [3]))
+    begun = CacheReader(control.name).current()
+    apply(
+        control,
+        upsert(["a", "b", "x"], {"n": [10, 10, 10]}, [10, 10, 10]),
+        upsert(["b"], {"small": [10]}, [20]),
+        delete(["c"], [30]),
+    )
+    intake = Intake.of(Past(begun, SCHEMA), None, None)
+    step = upsert(["a", "b", "c"], {"n": [1, 2, 3], "small": [1, 2, 3]})
+    with GenerationWriter(control, "id", SCHEMA, intake=intake) as writer:
+        writer.append(step.batch)
+        writer.seal()
+        before = CacheReader(control.name).current()
+        with DeltaWriter(control, Generation(shm.attach(writer.name))) as delta:
+            delta.inherit(before)
+            for ids, known in Past(before, SCHEMA).since(begun.count):
+                delta.remember(ids, known)
+                delta.remember(ids, known)
+            assert delta.rows == 3, "once each, and not what the load lacks"
+            writer.publish(delta.rows)
+    found = read(CacheReader(control.name).current(), ["a", "b", "c", "x"])
+    assert found["x"] is None
+    assert [found[key]["n"] for key in "abc"] == [1, 2, 3]  # type: ignore[index]
+    late = upsert(["a", "b", "c"], {"n": [9, 9, 9]}, [9, 9, 29])
+    assert apply(control, late) == (0, 0, 3)
+    step = upsert(["a", "b", "c"], {"small": [9, 9, 9]}, [9, 19, 31])
+    assert apply(control, step) == (2, 0, 1)
+    assert cells(control, "a", "n", "small") == [1, 9]
+    assert cells(control, "b", "n", "small") == [2, 2]
+    assert cells(control, "c", "n", "small") == [3, 9]
+
+
 def forget(oracle: Oracle, step: Any) -> None:
     """What a load leaves of the oracle: its values, and times of items in both."""
     rows = {str(row["id"]): row for row in step.batch.to_pylist()}
