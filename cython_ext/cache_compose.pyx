@@ -15,7 +15,8 @@ An event without a time counts from when it comes. It overwrites; as a deletion 
 forgets the times.
 
 Times that are known from elsewhere are laid over an item too: they change no value,
-and what is older comes too late from then on. See ``cache_stamps.pxd`` for how times are kept.
+and what is older comes too late from then on. See ``cache_stamps.pxd`` for how times
+are kept.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -114,8 +115,9 @@ cdef class Composer:
 
     A step is a tuple (ids, columns, times): ids are a STRING, INT32 or INT64 Column;
     columns a list of (number of the column, Column of its kind or ABSENT), None for
-    a deletion, or KnownTimes where only times are told; times an int64 array or None. Rows without an id or with an id of more
-    than ``LONGEST_ID`` bytes are left out and counted.
+    a deletion, or KnownTimes where only times are told; times an int64 array or None.
+    Rows without an id or with an id of more than ``LONGEST_ID`` bytes are left out and
+    counted.
 
     First :meth:`resolve`, then :meth:`pack`. Attributes: ``null_keys``,
     ``long_keys``, ``items`` (distinct ids); after :meth:`resolve` ``kept`` (records

@@ -12,7 +12,6 @@ from cython_ext.column import Column, Kind
 from procserver.errors import ProcserverError, SourceError
 from procserver.faults import hit
 from procserver.itemcache.compaction import compact, fold_companion
-from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.delta import DeltaFull
 from procserver.itemcache.expiry import FOREVER, deletions, too_old

@@ -274,10 +274,12 @@ def too_old(
         oldest = min(oldest, int(times[~is_old].min(initial=FOREVER)))
         found.append(rows[is_old])
     rows = np.concatenate(found)
-    base = np.flatnonzero(rows < view.row_count)
-    texts = [str(view.item_id(row)) for row in rows[base]]
     gone = np.zeros(len(rows), dtype=np.bool_)
-    gone[base] = view.lookup(Column.from_texts(texts)) != rows[base]
+    base = int(np.searchsorted(rows, view.row_count))
+    for start in range(0, base, SLICE):
+        part = rows[start : min(start + SLICE, base)]
+        ids = Column.from_texts([str(view.item_id(row)) for row in part])
+        gone[start : start + len(part)] = view.lookup(ids) != part
     settled[rows[gone]] = True
     return rows[~gone], oldest
 
