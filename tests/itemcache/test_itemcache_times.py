@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from delta_oracle import SCHEMA, Oracle, State, cell, delete, read, upsert
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scripted import Loop, Store, eventually
+from item_sources import NUMBERS, SERVICE
+from scripted import SCHEMA as STORED
+from scripted import Loop, Store, batch, eventually
 from test_itemcache_compaction import folded
 from test_itemcache_delta import KEYS, NAMES, build, random_steps
 
 from cython_ext.column import Kind
 from procserver import shm
-from procserver.itemcache import layout, refresh
+from procserver.itemcache import adoption, layout, refresh
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.delta import DeltaWriter
 from procserver.itemcache.intake import Intake, Past
 from procserver.itemcache.reader import CacheReader, Generation
+from procserver.itemcache.sources import Upsert
 from procserver.itemcache.writer import GenerationWriter
 
 
@@ -273,3 +279,53 @@ def test_in_the_loop_a_late_event_is_stale_after_a_load_and_a_restart(
         eventually(lambda: loop.value("a") == 3)
     finally:
         loop.end()
+
+
+def left_by_a_dead_owner(service: str) -> None:
+    """Item "a" with an event of time 100 in the base, "b" with one in the delta."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            control = ControlSegment.create(service)
+            control.source = "source"
+            with GenerationWriter(control, "id", STORED) as writer:
+                writer.append(batch({"a": {"v": 1}, "b": {"v": 1}, "c": {"v": 1}}))
+                writer.publish()
+            event = batch({"a": {"v": 2}})
+            apply(control, Upsert(event.select(["id", "v"]), np.array([100])))
+            with folded(control, CacheReader(control.name).current()) as (made, delta):
+                made.publish(delta.rows)
+            event = batch({"b": {"v": 2}})
+            apply(control, Upsert(event.select(["id", "v"]), np.array([100])))
+            apply(control, delete(["c"], [100]))
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+
+
+def test_a_new_master_knows_them_after_its_first_load() -> None:
+    service = f"{SERVICE}-{next(NUMBERS)}"
+    left_by_a_dead_owner(service)
+    adopted = adoption.take_over(service, "source")
+    assert adopted is not None
+    shm.reclaim()
+    control = ControlSegment.create(service)
+    adopted.hand_over(control)
+    store = Store(items={item: {"v": 7, "w": 7} for item in "abc"})
+    loop = Loop(control, store.open, reload=True)
+    try:
+        loop.built()
+        assert [loop.value(item) for item in "abc"] == [7, 7, 7]
+        for item in "abc":
+            store.late(50, item, v=1, w=8)
+        store.late(50, "d", v=1)
+        eventually(lambda: loop.value("d") == 1)
+        assert [loop.value(item) for item in "abc"] == [7, 7, 7]
+        # What came after the column's time, or the item's deletion, is no news to "c".
+        assert [loop.value(item, "w") for item in "abc"] == [8, 8, 7]
+        store.late(101, "c", v=9)
+        eventually(lambda: loop.value("c") == 9)
+    finally:
+        loop.end()
+        control.unlink()
