@@ -88,11 +88,11 @@ class ChangesReport:
     upserted: int = 0
     deleted: int = 0
     stale: int = 0
-    expired: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
     delta_rows: int = 0
     delta_bytes: int = 0
     newest: float | None = None
+    expired: int = 0
     current: bool = True
 
 
