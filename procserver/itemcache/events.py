@@ -17,7 +17,7 @@ from procserver.itemcache.sources import Delete, Upsert
 from procserver.itemcache.writer import source_column
 
 if TYPE_CHECKING:
-    from cython_ext.cache_compose import Step
+    from cython_ext.cache_events import Step
 
 # Events composed together: what they take beside the records stays in the caches.
 CHUNK = 1 << 14
