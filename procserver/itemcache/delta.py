@@ -20,9 +20,10 @@ from procserver.itemcache.growing import DeltaCompanion, DeltaSegment, truncate
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.sources import Delete, Upsert
 
-# How many records a delta has room for, and ids where the table has fewer rows.
+# How many records a delta has room for, and ids where the table has fewer rows: no
+# fewer than one step of the refresher's may have, or that would never fit.
 CAPACITY = 1 << 20
-LEAST_IDS = 1 << 12
+LEAST_IDS = 1 << 14
 # Heap bytes that there is room for: for each record, and at least.
 HEAP_EACH = 512
 LEAST_HEAP = 1 << 28
@@ -233,6 +234,10 @@ class DeltaWriter:
         self._control.publish(self.number, self._table, self._written)
         self._published = self._written
         hit("delta.publish")
+
+    def forget(self) -> None:
+        """Takes back what was written and not published."""
+        self._roll_back(self._published)
 
     def _apply(self, chunk: Sequence[Ready]) -> Applied:
         composer = Composer(self._segment.layout, [ready.step for ready in chunk])

@@ -104,6 +104,8 @@ class State:
     the source is to be asked for changes all the time (None: it was not asked yet).
     ``since``: when it was loaded from the source (CLOCK_MONOTONIC); ``is_full``:
     nothing can be appended before it is folded; ``is_folding``: that was asked for.
+    ``repeats``: some of what comes after the cursor may have been applied already, so
+    all of it is shown at once, or readers would see it go back and come again.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class State:
         self.since = time.monotonic()
         self.is_full = False
         self.is_folding = False
+        self.repeats = False
         self.makers: dict[str, CompanionMaker] = {}
         self.refused: set[str] = set()
         self._control = control
@@ -170,6 +173,17 @@ class State:
             self._delta.keep_makers(self.makers)
         self._control.unlink_companion(self.generation.number, digest)
 
+    def show(self) -> None:
+        """Publishes what was appended, if it is this one that is published."""
+        self.repeats = False
+        if self._delta is not None:
+            self._delta.publish()
+
+    def forget(self) -> None:
+        """Takes back what was appended and not shown."""
+        if self._delta is not None:
+            self._delta.forget()
+
     def close(self) -> None:
         if self._delta is not None:
             self._delta.close()
@@ -206,6 +220,7 @@ class Live:
             state = State(self.control, generation, self._cursors.load(number))
             # By the wall clock, as another process has seen it.
             state.since -= max(0.0, time.time() - generation.built_at)
+            state.repeats = True
             if deltas:
                 state.delta()
             with self.gate:
@@ -221,14 +236,15 @@ class Live:
             return self._state
 
     def apply(self, state: State, step: Step) -> Applied | None:
-        """Appends to ``state`` and publishes; None: another one has taken over.
+        """Appends to ``state`` and publishes, what is repeated with :meth:`advance`;
+        None: another one has taken over.
 
         :raises DeltaFull: if it must be folded first
         """
         with self.gate:
             if self._state is not state:
                 return None
-            applied = state.delta().apply([step])
+            applied = state.delta().apply([step], publish=not state.repeats)
             if self._tee is not None:
                 self._tee.add(step)
             return applied
@@ -241,10 +257,18 @@ class Live:
         with self.gate:
             if self._state is not state:
                 return False
+            if state.repeats:
+                state.show()
             if cursor != state.cursor:
                 state.cursor = cursor
                 self._cursors.save({state.generation.number: cursor})
             return True
+
+    def forget(self, state: State) -> None:
+        """Takes back what was appended and not published."""
+        with self.gate:
+            if self._state is state:
+                state.forget()
 
     def note_current(self, at: float) -> None:
         """All that the source had at that time (CLOCK_MONOTONIC) has been applied."""
@@ -348,6 +372,7 @@ class Live:
     ) -> None:
         cursors = {state.generation.number: state.cursor}
         if before is not None:
+            state.repeats = before.repeats and state.cursor == before.cursor
             cursors[before.generation.number] = before.cursor
         self._cursors.save({n: c for n, c in cursors.items() if c is not NONE})
         writer.publish(state.delta_rows)
