@@ -77,7 +77,8 @@ class Refresher:
         self._beat_at = 0.0
         self._started = 0.0
         self._answered: set[str] = set()
-        self._asked = False
+        # A load was asked for; it was, and the refresher has not begun it.
+        self._asked = self._awaited = False
         self._news = News()
         self._label = FIRST
         # What was taken over counts once the refresher has compared its checksum.
@@ -206,10 +207,12 @@ class Refresher:
             for message in self._reports.poll():
                 self._note(message)
             if self._asked:
-                self._asked = False
+                self._asked, self._awaited = False, True
                 self._send(BUILD)
             if self._reports.closed:
                 self._news.died()
+                # The next one shall do what this one did not hear.
+                self._asked = self._asked or self._awaited
                 if time.monotonic() > self._started + LONGEST_PAUSE:
                     self._pause = FIRST_PAUSE
                 log.warning(
@@ -245,6 +248,8 @@ class Refresher:
 
     def _note(self, message: Message) -> None:
         event = message["event"]
+        if event == "began":
+            self._awaited = False
         if event == "prepared":
             self._answered.add(message["label"])
             log_companion(message)

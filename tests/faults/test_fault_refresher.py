@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -154,6 +155,8 @@ def shop(shared: Make) -> Iterator[Shop]:
         faults="",
         env={"PYTHONPATH": str(PLUGGED)},
         model_config={"remote_type": "mirror"},
+        # What the table does not know goes with each load, and that is much.
+        procserver={"max_row_drop": 1},
     )
     changes = service.folder / "changes.jsonl"
     service.change(
@@ -192,11 +195,28 @@ def kill_everywhere(shop: Shop, name: str, *, ends_only: bool) -> dict[str, list
     return killed
 
 
-@pytest.mark.parametrize("name", STAGES)
+# Changes that come while others are folded: all of it is left to ``make faults``.
+@pytest.mark.parametrize("name", ["load", "batch", "fold"])
 def test_f29_a_refresher_killed_at_the_ends_of_its_work(shop: Shop, name: str) -> None:
     killed = kill_everywhere(shop, name, ends_only=True)
     for point, deaths in killed.items():
         assert 1 in deaths, (point, deaths)
+
+
+def test_f29_a_dead_refresher_leaves_no_request_undone(shop: Shop) -> None:
+    """A load that nobody has begun is begun by the next one."""
+    service = shop.service
+    shop.settle()
+    before = shop.counts(BUILT)
+    victim = service.refresher
+    os.kill(service.pid, signal.SIGSTOP)
+    try:
+        service.kill(victim)
+        service.ask_for_load()
+    finally:
+        os.kill(service.pid, signal.SIGCONT)
+    wait_until(lambda: shop.counts(BUILT) > before)
+    assert service.refresher != victim
 
 
 @pytest.mark.faults
