@@ -69,6 +69,8 @@ class Follower:
         self._pauses = BackOff(plan)
         self._ended = threading.Event()
         self._source: ItemSource | None = None
+        # Rows that it has left out, as far as they were reported.
+        self._left_out: Counter[str] = Counter()
         self._tally = _Tally()
         # When the source is asked next, if it is not followed.
         self._polled: tuple[State, float] | None = None
@@ -143,8 +145,10 @@ class Follower:
             state.follows = False
             self._polled = (state, time.monotonic())
             return
+        before, self._left_out = self._left_out, Counter(self._opened().skipped)
         if not self._apply(state, changes):
             return
+        self._tally.skip(self._left_out - before)
         if changes.more is False or not changes.steps:
             self._live.note_current(began)
         if not changes.more:
@@ -155,6 +159,7 @@ class Follower:
     def _opened(self) -> ItemSource:
         if self._source is None:
             self._source = self._open_source()
+            self._left_out.clear()
         return self._source
 
     def _left(self, state: State) -> float:

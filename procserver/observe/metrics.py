@@ -223,6 +223,7 @@ CACHE_SKIPPED = _declare(
         values=(
             *("null_key", "bad_key", "long_key", "huge_row", "duplicate_key"),
             *("bad_value", "bad_text", "long_cell", "refused_cell"),
+            *("bad_line", "bad_op", "bad_time"),
         ),
     )
 )

@@ -60,7 +60,7 @@ class Feed:
     def go_on(self) -> None:
         self._lock.release()
 
-    def burst(self, rounds: int = 8) -> None:
+    def burst(self, rounds: int = 3) -> None:
         """Entries at once of which one item is ended and made anew each time: what
         comes behind that cannot be applied together with what comes before.
         """

@@ -92,6 +92,8 @@ class Shop:
 
     def run(self, stage: Stage, faults: str) -> bool:
         """Whether the refresher died of it; all is well again when this returns."""
+        # What was not reached the last time is not to happen now.
+        self.service.arm("")
         self.prepare(stage)
         self.settle()
         deaths, starts = self.counts(DIED), self.counts(STARTED)
