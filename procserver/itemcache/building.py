@@ -357,7 +357,7 @@ class _Made:
         counted.update(self.skipped)
         return BuildReport(
             generation=self.writer.number,
-            rows=self.writer.items,
+            rows=self.state.items,
             bytes=self.writer.nbytes,
             seconds=time.monotonic() - began,
             skipped={reason: count for reason, count in counted.items() if count},

@@ -97,9 +97,10 @@ class DeltaWriter:
         self._segment = self._open(generation.at(0), min(capacity, MOST_RECORDS))
         try:
             self._generation = generation.at(0, self._segment.delta)
-            self._ids = self._segment.overlay.repair(self._published)
             self._written = self._published
             self._segment.resume(self._written)
+            self._segment.verify()
+            self._ids = self._segment.overlay.repair(self._published)
             if self._published:
                 truncate(control, generation.number, self._published)
             for maker in makers:
@@ -231,9 +232,16 @@ class DeltaWriter:
         ):
             return
         hit("delta.publish")
+        self._segment.sign()
         self._control.publish(self.number, self._table, self._written)
         self._published = self._written
         hit("delta.publish")
+
+    def release(self) -> int:
+        """How many records whoever publishes the generation now is to publish."""
+        self._segment.sign()
+        self._published = self._written
+        return self._written
 
     def forget(self) -> None:
         """Takes back what was written and not published."""

@@ -264,4 +264,5 @@ class _Tally:
             delta_rows=state.delta_rows,
             delta_bytes=state.delta_bytes,
             newest=self.newest or None,
+            rows=state.items,
         )

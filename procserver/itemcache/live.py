@@ -123,6 +123,7 @@ class State:
         self.is_full = False
         self.is_folding = False
         self.repeats = False
+        self._counted = (0, generation.item_count)
         self.makers: dict[str, CompanionMaker] = {}
         self.refused: set[str] = set()
         self._control = control
@@ -135,6 +136,13 @@ class State:
     @property
     def delta_bytes(self) -> int:
         return 0 if self._delta is None else self._delta.nbytes
+
+    @property
+    def items(self) -> int:
+        """Items that there are, with what was appended."""
+        if self._counted[0] != self.delta_rows:
+            self._counted = (self.delta_rows, self.view().count_items())
+        return self._counted[1]
 
     def delta(self) -> DeltaWriter:
         """The writer of the delta; a source without changes never needs one."""
@@ -178,6 +186,10 @@ class State:
         self.repeats = False
         if self._delta is not None:
             self._delta.publish()
+
+    def release(self) -> int:
+        """Changes that are to be published with the generation."""
+        return 0 if self._delta is None else self._delta.release()
 
     def forget(self) -> None:
         """Takes back what was appended and not shown."""
@@ -375,7 +387,7 @@ class Live:
             state.repeats = before.repeats and state.cursor == before.cursor
             cursors[before.generation.number] = before.cursor
         self._cursors.save({n: c for n, c in cursors.items() if c is not NONE})
-        writer.publish(state.delta_rows)
+        writer.publish(state.release())
         self._state, self._tee = state, None
         if before is not None:
             before.close()

@@ -205,9 +205,10 @@ def _begin(
 def _about(state: State, continues: bool) -> AttachReport:
     return AttachReport(
         generation=state.generation.number,
-        rows=state.generation.item_count,
+        rows=state.items,
         bytes=state.generation.nbytes,
         delta_rows=state.delta_rows,
+        delta_bytes=state.delta_bytes,
         continues=continues,
     )
 

@@ -27,7 +27,7 @@ class BuildReport:
 
     ``kind``: from the source, from what is served (``COMPACTION``), or ``EMPTY``.
     ``replayed``: changes that came while it was made and were published with it, in
-    a delta of ``delta_rows`` and ``delta_bytes``.
+    a delta of ``delta_rows`` and ``delta_bytes``; ``rows`` are items, ``bytes`` without.
     ``pregenerated``: features generated ahead, which took ``companion_bytes`` and
     ``companion_seconds``; ``companion_problem`` tells why there are none.
     """
@@ -59,6 +59,7 @@ class AttachReport:
     bytes: int
     delta_rows: int
     continues: bool
+    delta_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class CompanionReport:
 class ChangesReport:
     """What was applied since the last such report, and what there is now.
 
-    ``newest``: time of the newest change, seconds since 1970, if the source tells.
+    ``newest``: time of the newest change, seconds since 1970, if the source tells;
+    ``rows``: items, those of the delta included (None: nobody has counted).
     """
 
     generation: int
@@ -91,6 +93,7 @@ class ChangesReport:
     delta_rows: int = 0
     delta_bytes: int = 0
     newest: float | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Refresher:
         self._is_adopted = adopted is not None
         if adopted is not None:
             adopted.hand_over(self._control)
-            _note_adopted(adopted)
+            self._note_adopted(adopted)
 
     def start(self, listeners: Sequence[Closable]) -> None:
         """Forks the refresher, which closes ``listeners`` on its side."""
@@ -246,6 +246,20 @@ class Refresher:
         else:
             self._control.unlink()
 
+    def _note_adopted(self, adopted: Adopted) -> None:
+        # By the wall clock, which may have been set meanwhile.
+        age = max(0.0, time.time() - adopted.built_at)
+        size = adopted.bytes + adopted.companion_bytes
+        self._news.adopted(adopted.generation, adopted.items, size)
+        metrics.CACHE_AGE.mark(ago=age)
+        log.info(
+            "item cache generation %d taken over: %d items, %.1f MB, %.0f s old",
+            adopted.generation,
+            adopted.items,
+            adopted.bytes / 1e6,
+            age,
+        )
+
     def _note(self, message: Message) -> None:
         event = message["event"]
         if event == "began":
@@ -259,22 +273,6 @@ class Refresher:
             if event in ("published", "changed"):
                 self._pause = FIRST_PAUSE
             self.published = self._news.note(message) or self.published
-
-
-def _note_adopted(adopted: Adopted) -> None:
-    # By the wall clock, which may have been set meanwhile.
-    age = max(0.0, time.time() - adopted.built_at)
-    metrics.CACHE_GENERATION.set(adopted.generation)
-    metrics.CACHE_ROWS.set(adopted.items)
-    metrics.CACHE_BYTES.set(adopted.bytes + adopted.companion_bytes)
-    metrics.CACHE_AGE.mark(ago=age)
-    log.info(
-        "item cache generation %d taken over: %d items, %.1f MB, %.0f s old",
-        adopted.generation,
-        adopted.items,
-        adopted.bytes / 1e6,
-        age,
-    )
 
 
 def _what_to_make(service: ServiceConfig, package: ModelPackage) -> str:
