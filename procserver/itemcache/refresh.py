@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import Any
 
 from procserver.itemcache.building import Builder, OpenSource, load
-from procserver.itemcache.commands import BUILD, STOP
+from procserver.itemcache.commands import BUILD, FORCE, STOP
 from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
@@ -139,7 +139,7 @@ def run(
 
     Takes over what a refresher before it has published, or builds; then follows the
     source as ``plan`` says. ``BUILD`` on the descriptor ``commands`` builds (several
-    waiting ones count as one), ``STOP`` or its end ends the loop, as does the death
+    waiting ones count as one), ``FORCE`` even what has lost its items, ``STOP`` or its end ends the loop, as does the death
     of the process ``parent`` (the end of the pipe says so too where nobody else
     holds it). Whatever fails is reported and tried again; what is published stays.
 
@@ -226,7 +226,9 @@ def _obey(
             return
         for line in waiting:
             makers.obey(line, report)
-        if BUILD in waiting:
+        if FORCE in waiting:
+            schedule.force()
+        elif BUILD in waiting:
             schedule.want(FULL)
 
 

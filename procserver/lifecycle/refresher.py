@@ -19,7 +19,13 @@ from collections.abc import Sequence
 from procserver.config import ServiceConfig, SourceConfig
 from procserver.errors import ProcserverError, SourceError
 from procserver.itemcache.adoption import Adopted, keep
-from procserver.itemcache.commands import BUILD, FIRST, keep_command, make_command
+from procserver.itemcache.commands import (
+    BUILD,
+    FIRST,
+    FORCE,
+    keep_command,
+    make_command,
+)
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reports import EMPTY
 from procserver.itemcache.schedule import Plan
@@ -77,8 +83,8 @@ class Refresher:
         self._beat_at = 0.0
         self._started = 0.0
         self._answered: set[str] = set()
-        # A load was asked for; it was, and the refresher has not begun it.
-        self._asked = self._awaited = False
+        # The load that was asked for; the one that the refresher has not begun yet.
+        self._asked = self._awaited = b""
         self._news = News()
         self._label = FIRST
         # What was taken over counts once the refresher has compared its checksum.
@@ -177,9 +183,13 @@ class Refresher:
         self._answered.clear()
         self._send(keep_command(self._label))
 
-    def ask_for_build(self) -> None:
-        """Has everything loaded from the source again, as soon as possible."""
-        self._asked = True
+    def ask_for_build(self, *, force: bool = False) -> None:
+        """Has everything loaded from the source again, as soon as possible.
+
+        :param force: also if the table has lost most of its items
+        """
+        if force or not self._asked:
+            self._asked = FORCE if force else BUILD
 
     @property
     def readers(self) -> list[int]:
@@ -207,8 +217,8 @@ class Refresher:
             for message in self._reports.poll():
                 self._note(message)
             if self._asked:
-                self._asked, self._awaited = False, True
-                self._send(BUILD)
+                self._awaited, self._asked = self._asked, b""
+                self._send(self._awaited)
             if self._reports.closed:
                 self._news.died()
                 # The next one shall do what this one did not hear.
@@ -263,7 +273,7 @@ class Refresher:
     def _note(self, message: Message) -> None:
         event = message["event"]
         if event == "began":
-            self._awaited = False
+            self._awaited = b""
         if event == "prepared":
             self._answered.add(message["label"])
             log_companion(message)

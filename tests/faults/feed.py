@@ -86,7 +86,9 @@ class Feed:
             time.sleep(PAUSE)
 
     def _entries(self, count: int) -> list[dict[str, Any]]:
-        return [self._set(f"item_{1 + (self.last + 1) % LOG_ITEMS}") for _ in "x" * count]
+        return [
+            self._set(f"item_{1 + (self.last + 1) % LOG_ITEMS}") for _ in "x" * count
+        ]
 
     def _set(self, item: str) -> dict[str, Any]:
         if item in ("item_1", "item_2", "item_3"):

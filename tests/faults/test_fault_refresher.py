@@ -85,9 +85,7 @@ class Shop:
         if stage.what is Shop.fold:
             self.feed.fill(HALF)
             wait_until(
-                lambda: (
-                    self.service.metric("procserver_cache_delta_rows") > HALF
-                )
+                lambda: self.service.metric("procserver_cache_delta_rows") > HALF
             )
 
     def run(self, stage: Stage, faults: str) -> bool:
