@@ -103,7 +103,7 @@ sanitized: $(VENV)/.test
 	cd $(SANITIZED) && PROCSERVER_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 
 sanitize: sanitized
-	$(ON_SANITIZED) $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider \
+	$(ON_SANITIZED) $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider -n auto \
 		tests/cython_ext tests/fg tests/wire
 
 # Mutated messages against the sanitized build. FUZZ="FILE..." judges single ones;

@@ -91,7 +91,8 @@ class Readiness(Protocol):
 class Service:
     """What the app serves: one pipeline under one name.
 
-    ``readiness`` is asked by every readiness check.
+    ``readiness`` is asked by every readiness check; ``health_path`` is a further path
+    of it.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Service:
     loaded_at: float = field(default_factory=time.time)
     capture: Capture | None = None
     readiness: tuple[Readiness, ...] = ()
+    health_path: str | None = None
 
     def answers_to(self, name: str) -> bool:
         """Whether a URL's service part means us (``group.service`` does too)."""
@@ -138,6 +140,8 @@ def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
         app.add_route(f"{path}/ready", models, suffix="ready")
     app.add_route("/v2/health/live", Live())
     app.add_route("/v2/health/ready", Ready(service))
+    if service.health_path is not None:
+        app.add_route(service.health_path, Ready(service))
     app.add_route("/metrics", Metrics())
     app.add_error_handler(Exception, _on_exception)
     app.add_error_handler(RequestError, _on_request_error)

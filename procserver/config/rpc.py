@@ -6,6 +6,8 @@ from typing import ClassVar
 from procserver.config.kinds import Boolean, Choice, Integer, Number, Text
 from procserver.config.settings import setting
 
+_HEALTH_PATH = r"/(?!api/|metrics$|v2/(?!health/ready$))[\w.~/-]+"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RpcConfig:
@@ -101,9 +103,10 @@ class RpcConfig:
     )
     health_check_path: str | None = setting(
         "health_check_path",
-        Text(r"/[^\s?#]*", "a path that begins with /"),
+        Text(
+            _HEALTH_PATH, "a path that begins with / and is none of the service's own"
+        ),
         "A further path that answers like `/v2/health/ready`.",
-        pending=True,
     )
     health_check_port: int | None = setting(
         "health_check_port",

@@ -89,6 +89,7 @@ def build_service(
         logs=logs,
         capture=start_capture(service),
         readiness=_readiness(service),
+        health_path=service.rpc.health_check_path,
     )
 
 

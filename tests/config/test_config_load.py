@@ -510,6 +510,27 @@ def test_any_document_loads_or_says_why(document: dict[str, Any]) -> None:
         assert all(isinstance(line, str) and line for line in found)
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/v2/health/ready", "/a/b-c.d"])
+def test_health_check_paths(
+    path: str, minimal: dict[str, Any], environ: dict[str, str]
+) -> None:
+    minimal["metadata.rpc.health_check_path"] = path
+    loaded = config.parse(minimal, "/srv/conf", environ)
+    assert loaded.service.rpc.health_check_path == path
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "healthz", "/metrics", "/api/predict/x", "/v2/models/x", "/{x}"]
+)
+def test_health_check_paths_that_are_refused(
+    path: str, minimal: dict[str, Any], environ: dict[str, str]
+) -> None:
+    minimal["metadata.rpc.health_check_path"] = path
+    (problem,) = problems(minimal, environ)
+    assert "metadata.rpc.health_check_path" in problem
+    assert "none of the service's own" in problem
+
+
 def test_the_drain_window_is_shorter_than_the_grace_period(
     minimal: dict[str, Any], environ: dict[str, str]
 ) -> None:

@@ -292,8 +292,11 @@ def test_the_description(ranking: LiveServer) -> None:
 
 
 def test_health_needs_no_token(ranking: LiveServer) -> None:
-    for path in ("/v2/health/live", "/v2/health/ready"):
+    for path in ("/v2/health/live", "/v2/health/ready", "/status/up"):
         assert ranking.request("GET", path).status == 200
+    ready = ranking.request("GET", "/v2/health/ready")
+    assert ranking.request("GET", "/status/up").body == ready.body
+    assert ranking.request("GET", "/status/down").status == 404
 
 
 def signature(path: str, body: bytes, token: str = tiny.TOKEN) -> dict[str, str]:

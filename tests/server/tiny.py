@@ -180,7 +180,11 @@ def write(folder: Path, name: str, **overrides: Any) -> Path:
     return _service_json(
         folder,
         {
-            "metadata": {"name": name, "instance": 1, "rpc": {"worker_threads": 4}},
+            "metadata": {
+                "name": name,
+                "instance": 1,
+                "rpc": {"worker_threads": 4, "health_check_path": "/status/up"},
+            },
             "processor": "easyrec-torch-1.12",
             "token": TOKEN,
             "model_path": "export",
