@@ -27,7 +27,7 @@ class BuildReport:
 
     ``kind``: from the source, from what is served (``COMPACTION``), or ``EMPTY``.
     ``replayed``: changes that came while it was made and were published with it, in
-    a delta of ``delta_rows`` and ``delta_bytes``; ``rows`` are items, ``bytes`` without.
+    a delta of ``delta_rows`` and ``delta_bytes``. ``rows``: items, with those changes.
     ``pregenerated``: features generated ahead, which took ``companion_bytes`` and
     ``companion_seconds``; ``companion_problem`` tells why there are none.
     """
