@@ -141,7 +141,8 @@ def run(
     source as ``plan`` says. ``BUILD`` on the descriptor ``commands`` builds (several
     waiting ones count as one), ``FORCE`` even what has lost its items, ``STOP`` or its
     end ends the loop, as does the death of the process ``parent`` (the end of the pipe
-    says so too where nobody else holds it). Whatever fails is reported and tried again; what is published stays.
+    says so too where nobody else holds it). Whatever fails is reported and tried again;
+    what is published stays.
 
     :param report: called by several threads, one at a time
     :param companion: the maker ``FIRST``
