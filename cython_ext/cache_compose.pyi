@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cython_ext.cache_index import ItemIndex
+from cython_ext.cache_known import KnownTimes
 from cython_ext.cache_overlay import Overlay
 from cython_ext.cache_records import RecordLayout, Records
 from cython_ext.column import Column
@@ -11,8 +12,12 @@ from cython_ext.shm import Mapping
 
 NO_TIME: int
 
-# Ids, columns by number (None: a deletion), times.
-Step = tuple[Column, Sequence[tuple[int, Column]] | None, NDArray[np.int64] | None]
+# Ids; columns by number, None for a deletion, or times alone; times.
+Step = tuple[
+    Column,
+    Sequence[tuple[int, Column]] | KnownTimes | None,
+    NDArray[np.int64] | None,
+]
 
 class Composer:
     items: int

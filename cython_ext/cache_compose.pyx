@@ -12,7 +12,11 @@ the order in which they come, and of two with the same time the one that came la
   is later. Its time stays with the item: older upserts come too late.
 
 An event without a time counts from when it comes. It overwrites; as a deletion it
-forgets the times. See ``cache_stamps.pxd`` for how times are kept.
+forgets the times.
+
+Times that are known from elsewhere are laid over an item too: they change no value,
+and what is older comes too late from then on. See ``cache_stamps.pxd`` for how times
+are kept.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -22,6 +26,7 @@ from libc.string cimport memcmp, memcpy, memset
 import numpy as np
 
 from cython_ext.cache_index cimport ItemIndex
+from cython_ext.cache_known cimport KnownTimes
 from cython_ext.cache_overlay cimport Overlay
 from cython_ext.cache_pack cimport cell_size, write_cell
 from cython_ext.cache_records cimport (
@@ -78,6 +83,8 @@ cdef struct Step:
     const ColumnView **cells  # by column; NULL where the event has none
     const int64_t *times      # NULL: none has one
     bint deletion
+    const int64_t *known      # where the stamps of each row are, if that is all
+    const uint8_t *stamps
 
 
 cdef struct Item:
@@ -108,8 +115,9 @@ cdef class Composer:
 
     A step is a tuple (ids, columns, times): ids are a STRING, INT32 or INT64 Column;
     columns a list of (number of the column, Column of its kind or ABSENT), None for
-    a deletion; times an int64 array or None. Rows without an id or with an id of more
-    than ``LONGEST_ID`` bytes are left out and counted.
+    a deletion, or KnownTimes where only times are told; times an int64 array or None.
+    Rows without an id or with an id of more than ``LONGEST_ID`` bytes are left out and
+    counted.
 
     First :meth:`resolve`, then :meth:`pack`. Attributes: ``null_keys``,
     ``long_keys``, ``items`` (distinct ids); after :meth:`resolve` ``kept`` (records
@@ -184,6 +192,9 @@ cdef class Composer:
         self._owners.append((ids, columns, times))
         step.ids = &ids.view
         step.deletion = columns is None
+        if isinstance(columns, KnownTimes):
+            self._open_known(step, columns, ids.view.rows)
+            return 0
         if times is not None:
             stamps = times
             if stamps.shape[0] != ids.view.rows:
@@ -204,6 +215,15 @@ cdef class Composer:
             if column.view.rows != ids.view.rows:
                 raise ValueError(f"column {number} has {column.view.rows} rows")
             step.cells[number] = &column.view
+        return 0
+
+    cdef int _open_known(self, Step *step, KnownTimes known, int64_t rows) except -1:
+        if known.rows != rows:
+            raise ValueError(f"known times of {known.rows} of {rows} rows")
+        if known.layout.count != self.layout.count:
+            raise TypeError("known times of other records")
+        step.known = known.offsets
+        step.stamps = known.data
         return 0
 
     cdef int _group(self, int64_t total) except -1:
@@ -369,6 +389,11 @@ cdef class Composer:
             self._load_times(item)
         for i in range(item.first, item.last):
             step = &self.steps[self.events[i].step]
+            if step.known != NULL:
+                # What is not there has no times either.
+                if item.record != NULL:
+                    changed |= self._raise(step, self.events[i].row)
+                continue
             time = no_time()
             if step.times != NULL:
                 time = step.times[self.events[i].row]
@@ -411,6 +436,25 @@ cdef class Composer:
             p += STAMP_TIME + self.layout.stamp_bytes
         self.timed |= groups > 0
         return 0
+
+    cdef bint _raise(self, const Step *step, int64_t row) noexcept nogil:
+        """Whether something that was known elsewhere is later than what is here."""
+        cdef int64_t bit, _k
+        cdef int64_t groups = 0
+        cdef bint changed = False
+        cdef const char *p = <const char *>step.stamps + step.known[row]
+        if step.known[row + 1] == step.known[row]:
+            return False
+        p = stamps_at(
+            p, step.known[row + 1] - step.known[row], self.layout.stamp_bytes, &groups)
+        for _k in range(groups):
+            for bit in range(self.layout.count + STAMP_EXTRA):
+                if stamp_has(p, bit) and stamp_time(p) > self.times[bit]:
+                    self.times[bit] = stamp_time(p)
+                    changed = True
+            p += STAMP_TIME + self.layout.stamp_bytes
+        self.timed |= changed
+        return changed
 
     cdef int64_t _bury(self, int64_t time, bint *alive) noexcept nogil:
         """A deletion; 0: it comes too late, 1: it leaves its time, 2: it ends the item.

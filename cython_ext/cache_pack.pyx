@@ -18,6 +18,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from cython_ext.cache_known cimport KnownTimes, known_size
 from cython_ext.cache_records cimport (
     RECORD_HEAP,
     RECORD_ID,
@@ -164,8 +165,8 @@ cdef class RowPacker:
     ``key`` holds the item ids; ``columns`` are in the order of the layout, each of
     the layout's kind or ABSENT (all null), and as long as ``key``. Rows without an
     id, with an id of more than ``LONGEST_ID`` bytes or with 2 GiB of heap bytes are
-    left out and counted. ``times``: int64 event times of the rows, kept with them.
-    One thread at a time.
+    left out and counted. ``times``: int64 event times of the rows, kept with them; or
+    ``known``: times that were known of them before. One thread at a time.
 
     :raises TypeError: if ``key`` is no id column or a column is of another kind
     :raises ValueError: if lengths differ
@@ -178,12 +179,14 @@ cdef class RowPacker:
     cdef int64_t *sizes      # heap bytes of a row; -1: left out
     cdef object _times_owner
     cdef const int64_t *times  # of the rows' events; NULL: none has one
+    cdef KnownTimes known    # stamps of each row; None: none has some
     cdef readonly int64_t null_keys
     cdef readonly int64_t long_keys
     cdef readonly int64_t huge_rows
 
     def __cinit__(
-        self, RecordLayout layout not None, Column key not None, columns, times=None
+        self, RecordLayout layout not None, Column key not None, columns, times=None,
+        KnownTimes known=None,
     ):
         cdef const int64_t[::1] stamps
         cdef Column column
@@ -212,6 +215,12 @@ cdef class RowPacker:
             self._times_owner = times
             if key.view.rows:
                 self.times = &stamps[0]
+        if known is not None:
+            if times is not None or known.rows != key.view.rows:
+                raise ValueError(f"known times of {known.rows} rows")
+            if known.layout.count != layout.count:
+                raise ValueError("known times of other records")
+            self.known = known
         with nogil:
             self._measure()
 
@@ -234,6 +243,8 @@ cdef class RowPacker:
                 self.sizes[row] += item.length
                 if self.times != NULL:
                     self.sizes[row] += stamps_size(1, self.layout.stamp_bytes)
+                elif self.known is not None:
+                    self.sizes[row] += known_size(self.known, row)
                 if self.sizes[row] > MOST_HEAP:
                     self.huge_rows += 1
                     self.sizes[row] = -1
@@ -312,7 +323,23 @@ cdef class RowPacker:
                 for i in range(count):
                     self._write_stamp(
                         base, heads + i * self.layout.stride, self.times[picked[i]])
+            elif self.known is not None:
+                for i in range(count):
+                    self._write_known(
+                        base, heads + i * self.layout.stride, picked[i])
         return 0
+
+    cdef void _write_known(self, char *base, char *record, int64_t row) noexcept nogil:
+        """What was known of the times before."""
+        cdef int64_t bit = self.layout.stamped
+        if known_size(self.known, row) == 0:
+            return
+        memcpy(
+            base + (<uint64_t *>(record + RECORD_HEAP))[0] + (
+                (<uint32_t *>(record + self.layout.last_bound))[0]),
+            self.known.data + self.known.offsets[row], known_size(self.known, row))
+        (<uint8_t *>record)[self.layout.bits + (bit >> 3)] |= (
+            <uint8_t>(1 << (bit & 7)))
 
     cdef void _write_stamp(self, char *base, char *record, int64_t time) noexcept nogil:
         """Every column and the row itself have that time."""

@@ -160,8 +160,26 @@ def _warn_of_idle(kind: str, values: dict[str, Any], warnings: list[str]) -> Non
             warnings.append(
                 f"model_config.tables: {key} has no effect on {name}{detail}"
             )
+    _warn_of_ttl(kind, values, warnings)
     if values["listen"] and not (database and any(t.timekey for t in tables)):
         warnings.append(
             "model_config.listen: has no effect without a table with a timekey in a "
             "PostgreSQL"
+        )
+
+
+def _warn_of_ttl(kind: str, values: dict[str, Any], warnings: list[str]) -> None:
+    """A time to live that goes with nothing that is heard of items."""
+    ttl, period = values["item_ttl_minutes"], values["period_minutes"]
+    if ttl is None or values["stream"] or values["listen"] or kind == "featuredb":
+        return
+    if period is None:
+        warnings.append(
+            "model_config.item_ttl: without period and stream nothing is heard of "
+            "items after they are loaded, and none of them ends"
+        )
+    elif ttl <= period:
+        warnings.append(
+            "model_config.item_ttl: is not longer than period, so items end before the "
+            "source is asked for them again"
         )

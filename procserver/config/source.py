@@ -149,6 +149,15 @@ class SourceConfig:
         unit="min",
         shown_default="never",
     )
+    item_ttl_minutes: float | None = setting(
+        "item_ttl",
+        Number(0.01, 5_256_000),
+        "Time after which an item of which nothing was heard is unknown: no change of "
+        "it came, nor a load that has it, or with a newer `timekey`. Takes 8 bytes "
+        "an item.",
+        unit="min",
+        shown_default="never",
+    )
     statement_timeout: float = setting(
         "statement_timeout",
         Number(1, 86_400),

@@ -8,15 +8,18 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
-from cython_ext.column import Kind
+from cython_ext.cache_known import KnownTimes
+from cython_ext.column import Column, Kind
 from procserver.errors import ProcserverError, SourceError
 from procserver.faults import hit
 from procserver.itemcache.compaction import compact, fold_companion
-from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.delta import DeltaFull
+from procserver.itemcache.expiry import FOREVER, deletions, too_old
 from procserver.itemcache.guards import Guard, Limits, sifted
+from procserver.itemcache.intake import Past
 from procserver.itemcache.live import Live, State, Step, Tee, sliced, step_rows
+from procserver.itemcache.loading import load
 from procserver.itemcache.making import Makers
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.reports import (
@@ -42,6 +45,8 @@ OpenSource = Callable[[], ItemSource]
 CATCH_UP = 30.0
 # For how long a load waits for changes that are older than it to be applied.
 PATIENCE = 5.0
+# The same before it reads its first row.
+SHORT = 2.0
 # Between two looks whether the refresher ends.
 LOOK = 0.5
 
@@ -57,50 +62,6 @@ def as_error(error: Exception) -> ProcserverError:
     failure = SourceError(f"{type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure
-
-
-def load(
-    source: ItemSource,
-    control: ControlSegment,
-    *,
-    table: int = 0,
-    go_on: Callable[[], None] = lambda: None,
-    guard: Guard | None = None,
-) -> tuple[GenerationWriter, object, bool]:
-    """Everything in ``source`` as a sealed generation that is not published.
-
-    :param go_on: called for each batch; what it raises ends the load
-    :param guard: what it must pass, or it is ``Refused``; None: anything goes
-    :return: the writer, for the caller to close; where changes go on; whether the
-        source is one to follow
-    """
-    hit("source.read")
-    about = source.describe()
-    if guard is not None:
-        guard.admit(about)
-    cursor, batches = source.snapshot()
-    writer = GenerationWriter(
-        control,
-        about.key,
-        about.schema,
-        table=table,
-        expected_rows=about.rows,
-        sieve=None if guard is None else guard.sieve,
-    )
-    try:
-        for batch in batches:
-            go_on()
-            hit("source.read")
-            writer.append(batch)
-            if guard is not None:
-                guard.watch(writer)
-        writer.seal()
-        if guard is not None:
-            guard.release(writer)
-    except BaseException:
-        writer.close()
-        raise
-    return writer, cursor, about.follows
 
 
 class Builder:
@@ -123,6 +84,8 @@ class Builder:
         self._plan = plan
         self._open_source = open_source
         self._report = report
+        # How many changes were known when what is being loaded was begun.
+        self._known = FOREVER
         self._pauses = {kind: BackOff(plan) for kind in (FULL, COMPACTION)}
 
     def run(self) -> None:
@@ -140,6 +103,8 @@ class Builder:
             # A load that takes minutes is not begun again after one second.
             pause = pauses.failed(time.monotonic() - began)
             self._schedule.want(kind, pause)
+            if kind == FULL and self._live.expiry is not None:
+                self._live.expiry.failed(FULL)
             self._report(FailureReport(kind, as_error(error), pause))
             log.debug("%s build failed", kind, exc_info=error)
             if self._live.state is None and not self._plan.required:
@@ -155,21 +120,63 @@ class Builder:
         self._report(BuildBegan())
         with ExitStack() as stack:
             source = stack.enter_context(closing(self._open_source()))
-            writer, cursor, follows = load(
+            loaded = load(
                 source,
                 self._live.control,
                 table=self._live.table,
                 go_on=self._go_on,
                 guard=self._guard(),
+                expiry=self._live.expiry,
+                before=self._before,
             )
-            made = _Made(stack, self._live.control, cursor, follows)
-            made.take(writer)
-            self._live.inherit(made.state)
+            made = _Made(stack, self._live, loaded.cursor, loaded.follows)
+            made.began = loaded.began
+            made.take(loaded.writer, loaded.at)
+            self._remember(made)
             told = self._makers.equip(made.state)
             self._hand_over(made, source)
-            if follows and self._plan.period is not None:
+            if loaded.follows and self._plan.period is not None:
                 self._schedule.restart(FULL, self._plan.period)
             return made.report(FULL, began, source.skipped, told)
+
+    def _before(self, follows: bool, since: float) -> Generation | None:
+        """What is served, with all that came before ``since``: what comes after that
+        is applied to its successor too, so nothing of its times is lost.
+        """
+        is_all = follows and self._wait_current(since, SHORT)
+        with self._live.gate:
+            state = self._live.state
+            if state is None:
+                self._known = FOREVER
+                return None
+            self._known = FOREVER if is_all else state.delta_rows
+            return state.view()
+
+    def _remember(self, made: "_Made") -> None:
+        """What ended in what is served, and what is known of times there but was not
+        yet when the load began.
+        """
+        with self._live.gate:
+            state = self._live.state
+            if state is None:
+                return
+            made.state.inherit(state)
+            view = state.view()
+        if self._known < view.count:
+            past = Past(view, made.state.generation.schema)
+            for ids, known in past.since(self._known):
+                made.remember(ids, known)
+
+    def _wait_current(self, since: float, seconds: float) -> bool:
+        """Waits until what came before ``since`` is applied; a source that fails just
+        now brings nothing older either.
+        """
+        end = time.monotonic() + seconds
+        while not self._live.wait_current(since, LOOK):
+            self._go_on()
+            if time.monotonic() > end:
+                return False
+        return True
 
     def _guard(self) -> Guard | None:
         forced = self._schedule.take_force()
@@ -190,7 +197,7 @@ class Builder:
             stack.callback(self._live.end_tee)
             with self._live.gate:
                 tee = self._live.start_tee()
-                made = _Made(stack, self._live.control, state.cursor, state.follows)
+                made = _Made(stack, self._live, state.cursor, state.follows)
                 view = state.view()
             made.fold(state, view, made.cursor)
             told = self._makers.equip(made.state)
@@ -227,19 +234,28 @@ class Builder:
         """Reads up to the newest change twice: what comes after the second time has
         begun is in the tee. None: nobody has seen changes.
         """
-        if self._live.state is None or not self._read_changes(made, source):
+        if self._live.state is None:
             return None
-        if made.follows:
+        is_told = self._read_changes(made, source)
+        if is_told and made.follows:
             # What is in the tee is applied over what was loaded, so none of it may be
-            # older; a source that fails just now brings nothing older either.
-            end = time.monotonic() + PATIENCE
-            while not self._live.wait_current(made.began, LOOK):
-                self._go_on()
-                if time.monotonic() > end:
-                    break
+            # older.
+            self._wait_current(made.began, PATIENCE)
+        if not is_told and self._live.expiry is None:
+            return None
         tee = self._live.start_tee()
-        self._read_changes(made, source)
+        if is_told:
+            self._read_changes(made, source)
+        self._end_old_items(made)
         return tee
+
+    def _end_old_items(self, made: "_Made") -> None:
+        """What has ended in the meantime; from now on the tee tells."""
+        if self._live.expiry is not None:
+            view = made.state.view()
+            rows, _ = too_old(view, self._live.expiry.horizon)
+            for step in deletions(view, rows):
+                made.apply(step)
 
     def _read_changes(self, made: "_Made", source: ItemSource) -> bool:
         """Applies changes until there are none; False: the source knows no changes."""
@@ -300,12 +316,13 @@ class _Made:
     def __init__(
         self,
         stack: ExitStack,
-        control: ControlSegment,
+        live: Live,
         cursor: object,
         follows: bool | None,
     ) -> None:
         self._stack = stack
-        self._control = control
+        self._control = live.control
+        self._expiry = live.expiry
         self.cursor = cursor
         self.follows = follows
         self.began = time.monotonic()
@@ -313,11 +330,18 @@ class _Made:
         self.skipped: Counter[str] = Counter()
         self.companion_bytes = 0
 
-    def take(self, writer: GenerationWriter) -> None:
-        """The generation that ``writer`` has sealed."""
+    def take(self, writer: GenerationWriter, at: int | None = None) -> None:
+        """The generation that ``writer`` has sealed, loaded at that time."""
         self.writer = self._stack.enter_context(closing(writer))
         generation = Generation(attach(writer.name))
-        self.state = State(self._control, generation, self.cursor, follows=self.follows)
+        self.state = State(
+            self._control,
+            generation,
+            self.cursor,
+            follows=self.follows,
+            loaded_at=at,
+            expiry=self._expiry,
+        )
 
     def apply(self, step: Step) -> None:
         """Appends to it; nobody sees it yet."""
@@ -329,6 +353,14 @@ class _Made:
             self.make_room()
             self.state.delta().apply([step], publish=False)
         self.replayed += step_rows(step)
+
+    def remember(self, ids: Column, known: KnownTimes) -> None:
+        """Times of events that are known of its items."""
+        try:
+            self.state.delta().remember(ids, known)
+        except DeltaFull:
+            self.make_room()
+            self.state.delta().remember(ids, known)
 
     def make_room(self) -> None:
         """So much has changed while it was made that the delta is full."""
@@ -343,7 +375,7 @@ class _Made:
         :param cursor: where changes went on when that was taken
         """
         self.cursor = cursor
-        self.take(compact(self._control, view))
+        self.take(compact(self._control, view), before.loaded_at)
         self.state.since = before.since
         if before.delta_rows:
             self.state.delta().inherit(view)

@@ -6,7 +6,8 @@ segment::
     offset  size  field
          0    24  prologue of procserver.shm, magic "PSRVCURS"
         24     8  XXH64 of what follows
-        32     -  UTF-8 JSON {generation number: cursor}
+        32     -  UTF-8 JSON {generation number: cursor, "loaded": microseconds since
+                  1970 when everything was loaded last}
 
 It is written to a second name that is then renamed, so there is always a whole one.
 A cursor is saved after its changes were applied: what a killed refresher applied
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"PSRVCURS"
 VERSION = 1
+LOADED = "loaded"
 
 
 class NoCursor:
@@ -46,14 +48,19 @@ class Cursors:
         self._draft = shm.SHM / f"{prefix}{layout.CURSOR_DRAFT}".removeprefix("/")
         owner = control.owner
         self._head = shm.PROLOGUE.pack(MAGIC, VERSION, owner.pid, owner.started)
+        self.loaded_at: int | None = None
 
     def save(self, cursors: Mapping[int, object]) -> None:
-        """Keeps the cursors by generation number, instead of those before.
+        """Keeps the cursors by generation number and ``loaded_at``, instead of those
+        before.
 
         A cursor that JSON does not give back as it was is not kept: the next
         refresher builds anew. Neither is one for which there is no memory.
         """
-        kept = {n: cursor for n, cursor in cursors.items() if _is_plain(cursor)}
+        kept: dict[int | str, object] = {
+            n: cursor for n, cursor in cursors.items() if _is_plain(cursor)
+        }
+        kept[LOADED] = self.loaded_at
         body = json.dumps(kept, ensure_ascii=False).encode("utf-8", "surrogatepass")
         data = self._head + xxh64(body).to_bytes(8, "little") + body
         try:
@@ -72,7 +79,9 @@ class Cursors:
             log.warning("the cursor of the item source is not saved: %s", error)
 
     def load(self, generation: int) -> object:
-        """The cursor of a generation; ``NONE``: it was not saved."""
+        """The cursor of a generation; ``NONE``: it was not saved. Takes over
+        ``loaded_at``.
+        """
         start = shm.PROLOGUE.size
         try:
             data = self._path.read_bytes()
@@ -83,6 +92,7 @@ class Cursors:
         if data[:start] != self._head or checksum != xxh64(body):
             return NONE
         known = json.loads(body)
+        self.loaded_at = known.get(LOADED)
         return known.get(str(generation), NONE)
 
 

@@ -9,16 +9,20 @@ import numpy as np
 
 from cython_ext.cache_compose import NO_TIME, Composer, buried
 from cython_ext.cache_copy import RecordCopier
+from cython_ext.cache_known import KnownTimes
 from cython_ext.cache_overlay import GRAVE, MOST_RECORDS
+from cython_ext.column import Column
 from procserver.errors import ServiceError, SourceError
 from procserver.faults import hit
 from procserver.itemcache import layout
 from procserver.itemcache.companion import CompanionMaker
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.events import Ready, chunks, read_step
+from procserver.itemcache.expiry import Expiry
 from procserver.itemcache.growing import DeltaCompanion, DeltaSegment, truncate
 from procserver.itemcache.reader import Generation
-from procserver.itemcache.sources import Delete, Upsert
+from procserver.itemcache.sources import ROW_TIME, Delete, Upsert
+from procserver.itemcache.writer import EXPIRED
 
 # How many records a delta has room for, and ids where the table has fewer rows: no
 # fewer than one step of the refresher's may have, or that would never fit.
@@ -43,7 +47,8 @@ class Applied:
     events that changed nothing, being older than what is known (or the deletion of
     what is not there); ``skipped``: rows and columns left out, by reason:
     ``null_key``, ``long_key``, ``huge_row``, ``bad_value`` (rows with a value that
-    its column cannot hold), ``unknown_column`` (columns of a step).
+    its column cannot hold), ``unknown_column`` (columns of a step), ``expired`` (rows
+    that are too old to bring an item back).
     """
 
     upserted: int = 0
@@ -73,6 +78,7 @@ class DeltaWriter:
     generate for themselves what is behind that.
 
     :param capacity: records that there shall be room for, at most 16,777,215
+    :param expiry: what tells when items end, if the generation has their times
     :raises SourceError: if shared memory does not suffice, or what is there under
         the delta's name is not what was published
     """
@@ -85,11 +91,13 @@ class DeltaWriter:
         table: int = 0,
         makers: Sequence[CompanionMaker] = (),
         capacity: int = CAPACITY,
+        expiry: Expiry | None = None,
     ) -> None:
         if generation.table != table:
             raise SourceError(f"generation {generation.number} is not of table {table}")
         self._control = control
         self._table = table
+        self._expiry = expiry if ROW_TIME in generation.schema else None
         self.companion_problem = ""
         self._companions: list[DeltaCompanion] = []
         number, count = control.state(table)
@@ -216,7 +224,7 @@ class DeltaWriter:
         before = self._written
         total = Applied()
         try:
-            for chunk in chunks(read_step(step, self._generation) for step in steps):
+            for chunk in chunks(self._read(step) for step in steps):
                 total += self._apply(chunk)
         except BaseException:
             self._roll_back(before)
@@ -224,6 +232,26 @@ class DeltaWriter:
         if publish:
             self.publish()
         return total
+
+    def _read(self, step: Upsert | Delete) -> Ready:
+        expired = 0
+        if self._expiry is not None and isinstance(step, Upsert):
+            step, expired = self._expiry.stamped(step, self.view())
+        ready = read_step(step, self._generation)
+        ready.skipped.update({EXPIRED: expired} if expired else {})
+        return ready
+
+    def remember(self, ids: Column, known: KnownTimes) -> None:
+        """Times of events that are known of items, for those that are there.
+
+        :raises DeltaFull: if there is no room; nothing has been changed then
+        """
+        before = self._written
+        try:
+            self._apply([Ready((ids, known, None), len(ids), Counter())])
+        except BaseException:
+            self._roll_back(before)
+            raise
 
     def publish(self) -> None:
         """Shows readers what has been written, and the generation, in one store."""

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cython_ext.cache_known import KnownTimes
 from cython_ext.column import Column, Kind
 from procserver.errors import SourceError
 from procserver.itemcache.reader import Generation
@@ -41,7 +42,9 @@ def read_step(step: Upsert | Delete, generation: Generation) -> Ready:
         if isinstance(keys, pa.ChunkedArray):
             keys = keys.combine_chunks()
         times = _times(step.times, len(keys))
-        return Ready((_ids(generation.key, keys), None, times), len(keys), Counter())
+        return Ready(
+            (read_ids(generation.key, keys), None, times), len(keys), Counter()
+        )
     batch, skipped = step.batch, Counter[str]()
     if generation.key not in batch.schema.names:
         raise SourceError(f"key column {generation.key!r} is missing")
@@ -54,7 +57,7 @@ def read_step(step: Upsert | Delete, generation: Generation) -> Ready:
         columns, _ = _columns(batch, generation.schema)
     known = set(generation.schema) | {generation.key}
     skipped["unknown_column"] = len(set(batch.schema.names) - known)
-    ids = _ids(generation.key, batch.column(generation.key))
+    ids = read_ids(generation.key, batch.column(generation.key))
     return Ready((ids, columns, times), batch.num_rows, +skipped)
 
 
@@ -78,6 +81,7 @@ def _parts(ready: Ready) -> Iterator[Ready]:
         yield ready
         return
     ids, columns, times = ready.step
+    assert not isinstance(columns, KnownTimes)
     skipped = ready.skipped
     for start in range(0, ready.rows, CHUNK):
         rows = min(CHUNK, ready.rows - start)
@@ -100,7 +104,11 @@ def _times(times: NDArray[np.int64] | None, rows: int) -> NDArray[np.int64] | No
     return np.ascontiguousarray(times, dtype=np.int64)
 
 
-def _ids(key: str, array: pa.Array) -> Column:
+def read_ids(key: str, array: pa.Array) -> Column:
+    """Item ids of events.
+
+    :raises SourceError: if they are neither texts nor integers
+    """
     ids = source_column(key, None, array)
     if ids.kind == Kind.ABSENT:
         return Column.from_arrow(array.cast(pa.string()))

@@ -10,6 +10,7 @@ from procserver.faults import hit
 from procserver.itemcache.building import OpenSource, as_error, is_foldable
 from procserver.itemcache.cursors import NONE
 from procserver.itemcache.delta import Applied, DeltaFull
+from procserver.itemcache.expiry import Sweeper
 from procserver.itemcache.live import Live, State, Step, sliced
 from procserver.itemcache.reports import (
     CHANGES,
@@ -72,6 +73,8 @@ class Follower:
         # Rows that it has left out, as far as they were reported.
         self._left_out: Counter[str] = Counter()
         self._tally = _Tally()
+        self._expiry = live.expiry
+        self._sweeper = None if live.expiry is None else Sweeper(live.expiry)
         # When the source is asked next, if it is not followed.
         self._polled: tuple[State, float] | None = None
 
@@ -93,9 +96,11 @@ class Follower:
     def _try(self, state: State) -> None:
         try:
             self._turn(state)
+            self._sweep()
         except CursorLost as error:
             self._live.lose(state)
             self._schedule.want(FULL)
+            self._failed(FULL)
             if state.follows:
                 self._report(FailureReport(GAP, error))
         except Exception as error:
@@ -105,11 +110,16 @@ class Follower:
             if now is not None:
                 now.repeats = True
             pause = self._pauses.failed()
+            self._failed(CHANGES)
             self._report(FailureReport(CHANGES, as_error(error), pause))
             log.debug("changes failed", exc_info=error)
             self._ended.wait(pause)
         else:
             self._pauses.worked()
+
+    def _failed(self, kind: str) -> None:
+        if self._expiry is not None:
+            self._expiry.failed(kind)
 
     def _close(self) -> None:
         source, self._source = self._source, None
@@ -137,6 +147,7 @@ class Follower:
             self._live.wait(state, WAIT)
             return
         began = time.monotonic()
+        at = 0 if self._expiry is None else self._expiry.now()
         hit("source.read")
         changes = self._opened().changes(state.cursor, WAIT if state.follows else 0.0)
         if changes is None:
@@ -151,10 +162,39 @@ class Follower:
         self._tally.skip(self._left_out - before)
         if changes.more is False or not changes.steps:
             self._live.note_current(began)
+        self._note_asked(changes, at, follows=state.follows)
         if not changes.more:
             self._polled = (state, time.monotonic())
             if state.follows and not changes.steps:
                 self._ended.wait(max(0.0, began + SHORTEST - time.monotonic()))
+
+    def _note_asked(self, changes: Changes, at: int, *, follows: bool) -> None:
+        """Up to when all is known; what is only asked now and then says all it has."""
+        if self._expiry is None:
+            return
+        if not changes.whole:
+            self._expiry.failed(CHANGES)
+        elif changes.more is False or not changes.steps or not follows:
+            self._expiry.asked(at, CHANGES, follows=follows)
+
+    def _sweep(self) -> None:
+        """Deletes what nothing was heard of for too long, if it is time."""
+        state = self._live.state
+        if self._sweeper is None or state is None or not self._sweeper.is_due():
+            return
+        if state.repeats:
+            # What it has is not all shown yet.
+            return
+        with self._live.gate:
+            view = state.view()
+        for step in self._sweeper.find(view):
+            applied = self._append(state, step, is_own=True)
+            if applied is None:
+                self._sweeper.again()
+                return
+            self._tally.expire(applied)
+            self._fold_if_large(state)
+            self._tell(state, at_once=True, current=False)
 
     def _opened(self) -> ItemSource:
         if self._source is None:
@@ -200,10 +240,12 @@ class Follower:
         self._tell(state, at_once=not changes.steps)
         return True
 
-    def _append(self, state: State, step: Step) -> Applied | None:
+    def _append(
+        self, state: State, step: Step, *, is_own: bool = False
+    ) -> Applied | None:
         """None: another state is to be tried; from the cursor, if it repeats."""
         try:
-            return self._live.apply(state, step)
+            return self._live.apply(state, step, is_own=is_own)
         except DeltaFull:
             if state.repeats:
                 # All of it does not fit behind what was shown.
@@ -229,10 +271,10 @@ class Follower:
             state.is_folding = True
             self._schedule.want(COMPACTION)
 
-    def _tell(self, state: State, *, at_once: bool) -> None:
+    def _tell(self, state: State, *, at_once: bool, current: bool = True) -> None:
         tally = self._tally
         if at_once or time.monotonic() >= tally.told + REPORT_EVERY:
-            self._report(tally.report(state))
+            self._report(tally.report(state, current))
             self._tally = _Tally(tally.newest, time.monotonic())
 
 
@@ -242,7 +284,7 @@ class _Tally:
     def __init__(self, newest: float = 0.0, told: float = 0.0) -> None:
         self.newest = newest
         self.told = told
-        self._upserted = self._deleted = self._stale = 0
+        self._upserted = self._deleted = self._stale = self._expired = 0
         self._skipped: Counter[str] = Counter()
 
     def add(self, applied: Applied) -> None:
@@ -251,18 +293,23 @@ class _Tally:
         self._stale += applied.stale
         self.skip(applied.skipped)
 
+    def expire(self, applied: Applied) -> None:
+        self._expired += applied.deleted
+
     def skip(self, skipped: Counter[str]) -> None:
         self._skipped.update(skipped)
 
-    def report(self, state: State) -> ChangesReport:
+    def report(self, state: State, current: bool) -> ChangesReport:
         return ChangesReport(
             generation=state.generation.number,
             upserted=self._upserted,
             deleted=self._deleted,
             stale=self._stale,
+            expired=self._expired,
             skipped={reason: n for reason, n in self._skipped.items() if n},
             delta_rows=state.delta_rows,
             delta_bytes=state.delta_bytes,
             newest=self.newest or None,
             rows=state.items,
+            current=current,
         )

@@ -16,10 +16,11 @@ from cython_ext.column import Kind
 from procserver.errors import Refused, ServiceError
 from procserver.itemcache import budget
 from procserver.itemcache.cells import LONGEST_CELL, Sieve, TableReader
+from procserver.itemcache.compaction import live_rows
 from procserver.itemcache.control import ControlSegment
-from procserver.itemcache.reader import Generation
-from procserver.itemcache.sources import Delete, Description, Upsert
-from procserver.itemcache.writer import LEFT_OUT, GenerationWriter
+from procserver.itemcache.reader import CacheReader, Generation
+from procserver.itemcache.sources import ROW_TIME, Delete, Description, Upsert
+from procserver.itemcache.writer import EXPIRED, LEFT_OUT, GenerationWriter
 from procserver.shm import attach, total_size
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Guard:
         reader: TableReader | None = None,
     ) -> None:
         self._limits = limits
+        self._control, self._table = control, table
         self._before = published(control, table)
         self._companions = 0
         if self._before is not None:
@@ -93,7 +95,7 @@ class Guard:
         :raises Refused: with both numbers of items
         """
         self._check_rows(writer.skipped, writer.seen)
-        self._check_items(writer.items)
+        self._check_items(writer.items, writer.skipped[EXPIRED])
         try:
             Generation(attach(writer.name)).verify()
         except FileNotFoundError as error:
@@ -146,15 +148,26 @@ class Guard:
         features = ", ".join(repr(feature) for feature in reads[name])
         return f"{reason}: not as many values as {features} take"
 
-    def _check_items(self, items: int) -> None:
-        if self._before is None or not self._before.item_count:
+    def _held(self) -> int:
+        """Items before; those that have ended by their age do not count."""
+        if self._before is None or ROW_TIME not in self._before.schema:
+            return 0 if self._before is None else self._before.item_count
+        view = CacheReader(self._control.name, table=self._table).current()
+        return sum(len(rows) for rows in live_rows(view))
+
+    def _check_items(self, items: int, expired: int) -> None:
+        """What the source has and is too old is not lost."""
+        held, most = self._held(), self._limits.max_row_drop
+        if not items and expired:
+            log.warning("all %d items of the source are older than item_ttl", expired)
+            return
+        if not held:
             if not items:
                 log.warning("the item cache is empty: its source has no items")
             return
-        held, most = self._before.item_count, self._limits.max_row_drop
         if not items:
             raise Refused(f"the source has no items, the item cache holds {held}")
-        if items < held * (1 - most):
+        if items + expired < held * (1 - most):
             raise Refused(
                 f"{items} items instead of {held}: a loss of"
                 f" {1 - items / held:.0%}, more than procserver.max_row_drop"

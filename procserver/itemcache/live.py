@@ -24,7 +24,9 @@ from procserver.itemcache.companion import CompanionMaker
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE, Cursors
 from procserver.itemcache.delta import Applied, DeltaWriter
+from procserver.itemcache.expiry import Expiry
 from procserver.itemcache.reader import Generation
+from procserver.itemcache.reports import FULL
 from procserver.itemcache.sources import Delete, Upsert
 from procserver.itemcache.writer import GenerationWriter
 
@@ -74,8 +76,9 @@ class Tee:
     used: bool = False
     overflowed: bool = False
 
-    def add(self, step: Step) -> None:
-        self.used = True
+    def add(self, step: Step, *, is_own: bool = False) -> None:
+        """``is_own``: it is not the source's, whose cursor stays where it was."""
+        self.used |= not is_own
         self.bytes += _step_bytes(step)
         if self.bytes > TEE_BYTES:
             self.overflow()
@@ -106,6 +109,8 @@ class State:
     nothing can be appended before it is folded; ``is_folding``: that was asked for.
     ``repeats``: some of what comes after the cursor may have been applied already, so
     all of it is shown at once, or readers would see it go back and come again.
+    ``loaded_at``: when that was begun (microseconds since 1970); None: it was not
+    loaded but folded, or nobody needs to know.
     """
 
     def __init__(
@@ -115,6 +120,8 @@ class State:
         cursor: object,
         *,
         follows: bool | None = None,
+        loaded_at: int | None = None,
+        expiry: Expiry | None = None,
     ) -> None:
         self.generation = generation
         self.cursor = cursor
@@ -126,7 +133,9 @@ class State:
         self._counted = (0, generation.item_count)
         self.makers: dict[str, CompanionMaker] = {}
         self.refused: set[str] = set()
+        self.loaded_at = loaded_at
         self._control = control
+        self._expiry = expiry
         self._delta: DeltaWriter | None = None
 
     @property
@@ -152,6 +161,7 @@ class State:
                 self.generation,
                 table=self.generation.table,
                 makers=list(self.makers.values()),
+                expiry=self._expiry,
             )
         return self._delta
 
@@ -204,10 +214,13 @@ class State:
 class Live:
     """The published state of one table. Readers of memory see it too, whole."""
 
-    def __init__(self, control: ControlSegment, table: int = 0) -> None:
+    def __init__(
+        self, control: ControlSegment, table: int = 0, expiry: Expiry | None = None
+    ) -> None:
         self.gate = threading.Condition()
         self.control = control
         self.table = table
+        self.expiry = expiry
         self._cursors = Cursors(control)
         self._state: State | None = None
         self._tee: Tee | None = None
@@ -229,7 +242,10 @@ class Live:
             mapping = shm.attach(self.control.generation_name(number))
             generation = Generation(mapping)
             generation.verify()
-            state = State(self.control, generation, self._cursors.load(number))
+            cursor = self._cursors.load(number)
+            state = State(self.control, generation, cursor, expiry=self.expiry)
+            if self.expiry is not None:
+                self.expiry.attached(self._cursors.loaded_at)
             # By the wall clock, as another process has seen it.
             state.since -= max(0.0, time.time() - generation.built_at)
             state.repeats = True
@@ -247,10 +263,13 @@ class Live:
             self.gate.wait_for(lambda: self._state is not state, seconds)
             return self._state
 
-    def apply(self, state: State, step: Step) -> Applied | None:
+    def apply(
+        self, state: State, step: Step, *, is_own: bool = False
+    ) -> Applied | None:
         """Appends to ``state`` and publishes, what is repeated with :meth:`advance`;
         None: another one has taken over.
 
+        :param is_own: it does not come from the source
         :raises DeltaFull: if it must be folded first
         """
         with self.gate:
@@ -258,7 +277,7 @@ class Live:
                 return None
             applied = state.delta().apply([step], publish=not state.repeats)
             if self._tee is not None:
-                self._tee.add(step)
+                self._tee.add(step, is_own=is_own)
             return applied
 
     def advance(self, state: State, cursor: object) -> bool:
@@ -316,14 +335,6 @@ class Live:
         with self.gate:
             self._tee = Tee()
             return self._tee
-
-    def inherit(self, state: State) -> None:
-        """Has ``state``, nothing of which was appended yet, know what ends with the
-        one that is published.
-        """
-        with self.gate:
-            if self._state is not None:
-                state.inherit(self._state)
 
     def end_tee(self) -> None:
         with self.gate:
@@ -386,6 +397,11 @@ class Live:
         if before is not None:
             state.repeats = before.repeats and state.cursor == before.cursor
             cursors[before.generation.number] = before.cursor
+        if self.expiry is not None and state.loaded_at is not None:
+            self._cursors.loaded_at = state.loaded_at
+            self.expiry.loaded(state.loaded_at, FULL, follows=bool(state.follows))
+            # What is folded from it was not loaded again.
+            state.loaded_at = None
         self._cursors.save({n: c for n, c in cursors.items() if c is not NONE})
         writer.publish(state.release())
         self._state, self._tee = state, None

@@ -13,14 +13,16 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
-from procserver.itemcache.building import Builder, OpenSource, load
+from procserver.itemcache.building import Builder, OpenSource
 from procserver.itemcache.commands import BUILD, FORCE, STOP
 from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
+from procserver.itemcache.expiry import Expiry
 from procserver.itemcache.following import Follower
 from procserver.itemcache.guards import Guard, Limits, sifted
 from procserver.itemcache.live import Live, State
+from procserver.itemcache.loading import load
 from procserver.itemcache.making import Makers, OpenMaker
 from procserver.itemcache.reader import Generation
 from procserver.itemcache.reports import (
@@ -84,7 +86,7 @@ def build(
     """
     began = time.monotonic()
     control.sweep()
-    writer, _, _ = load(source, control, table=table, guard=guard)
+    writer = load(source, control, table=table, guard=guard).writer
     with closing(writer):
         made = _make_companion(writer.name, control, companion)
         for other in others:
@@ -157,11 +159,12 @@ def run(
             report(about)
 
     control.sweep()
-    live = Live(control, table)
+    expiry = None if plan.ttl is None else Expiry(plan.ttl, plan.period)
+    live = Live(control, table, expiry)
     makers = Makers(live, companion, open_maker)
     schedule = Schedule()
     if reload:
-        schedule.want(FULL)
+        _want_load(live, schedule)
     _begin(live, makers, schedule, tell)
     builder = Builder(live, makers, schedule, plan, open_source, tell, limits)
     follower = Follower(
@@ -194,13 +197,20 @@ def _begin(
     """Takes over what is there; what cannot be gone on from is built anew."""
     state = live.attach()
     if state is None:
-        schedule.want(FULL)
+        _want_load(live, schedule)
         return
     makers.equip(state)
     continues = state.cursor is not NONE
     if not continues:
-        schedule.want(FULL)
+        _want_load(live, schedule)
     report(_about(state, continues))
+
+
+def _want_load(live: Live, schedule: Schedule) -> None:
+    """Until then nobody knows which items the source still has."""
+    schedule.want(FULL)
+    if live.expiry is not None:
+        live.expiry.failed(FULL)
 
 
 def _about(state: State, continues: bool) -> AttachReport:

@@ -81,7 +81,8 @@ class CompanionReport:
 class ChangesReport:
     """What was applied since the last such report, and what there is now.
 
-    ``newest``: time of the newest change, seconds since 1970, if the source tells;
+    ``expired``: items that ended by their age. ``newest``: time of the newest change,
+    seconds since 1970, if the source tells. ``current``: it was asked just now.
     ``rows``: items, those of the delta included (None: nobody has counted).
     """
 
@@ -93,6 +94,8 @@ class ChangesReport:
     delta_rows: int = 0
     delta_bytes: int = 0
     newest: float | None = None
+    expired: int = 0
+    current: bool = True
     rows: int | None = None
 
 

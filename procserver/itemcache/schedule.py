@@ -17,7 +17,8 @@ class Plan:
     nothing to serve; else an empty table with the id column ``key`` is, until there is
     one. ``share``: a delta
     of more than one row in so many of the base is folded into it; smaller ones than
-    ``delta_rows`` are not.
+    ``delta_rows`` are not. ``ttl``: after so long an item ends of which nothing was
+    heard; None: none does.
     """
 
     period: float | None = None
@@ -27,6 +28,7 @@ class Plan:
     longest_pause: float = 60.0
     share: int = 8
     delta_rows: int = 65_536
+    ttl: float | None = None
 
 
 class BackOff:

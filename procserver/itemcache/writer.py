@@ -4,7 +4,7 @@ import os
 import time
 from collections import Counter
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +25,15 @@ from procserver.itemcache.cells import Sieve, column_kind
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import Generation
 
+if TYPE_CHECKING:
+    from procserver.itemcache.intake import Intake
+
 # How often a taken name is passed over before the build is given up.
 TRIES = 16
 # Why a row is left out, other than for a later row of the same id.
 LEFT_OUT = ("null_key", "bad_key", "long_key", "huge_row")
+# Why one is left out that is not bad: nothing was heard of the item for too long.
+EXPIRED = "expired"
 
 
 class GenerationWriter:
@@ -44,9 +49,9 @@ class GenerationWriter:
     block in hand are held. Rows without a usable id are left out and counted in
     ``skipped`` by reason: ``null_key``, ``bad_key`` (no UTF-8), ``long_key`` (over
     65,535 bytes), ``huge_row`` (2 GiB of text and lists), ``duplicate_key`` (a later
-    row of the same id won); so are the cells that ``sieve`` nulls. ``seen``: rows
-    that came, good or bad. Leaving the block before :meth:`publish` removes the
-    segment.
+    row of the same id won); so are the cells that ``sieve`` nulls, and rows that
+    ``intake`` leaves out (``expired``). ``seen``: rows that came, good or bad. Leaving
+    the block before :meth:`publish` removes the segment.
 
     :raises SourceError: if shared memory does not suffice or cannot be created
     """
@@ -60,12 +65,14 @@ class GenerationWriter:
         table: int = 0,
         expected_rows: int | None = None,
         sieve: Sieve | None = None,
+        intake: "Intake | None" = None,
     ) -> None:
         self.seen = 0
         self.rows = 0
         self.items = 0
         self._left_out: Counter[str] = Counter()
         self._sieve = Sieve() if sieve is None else sieve
+        self._intake = intake
         self._control = control
         self._key = key
         self._schema = dict(schema)
@@ -145,7 +152,9 @@ class GenerationWriter:
         names = batch.schema.names
         if self._key not in names:
             raise SourceError(f"key column {self._key!r} is missing")
-        self._append(self._packer(batch, names, times), batch.num_rows)
+        packer, rows = self._packer(batch, names, times)
+        self.seen += batch.num_rows - rows
+        self._append(packer, rows)
 
     def append_records(self, copier: RecordCopier, rows: int) -> None:
         """Adds records of the same schema as they are."""
@@ -172,7 +181,9 @@ class GenerationWriter:
         batch: pa.RecordBatch,
         names: list[str],
         times: NDArray[np.int64] | None,
-    ) -> RowPacker:
+    ) -> tuple[RowPacker, int]:
+        """What packs a batch, and how many rows of it."""
+        known = None
         key = batch.column(names.index(self._key))
         column_kind(self._key, key.type)
         key, bad = self._sieve.keys(key)
@@ -182,9 +193,13 @@ class GenerationWriter:
         try:
             if pa.types.is_null(key.type):
                 key = key.cast(pa.string())
+            if self._intake is not None:
+                batch, key, known, expired = self._intake.take(batch, key)
+                self._left_out[EXPIRED] += expired
             ids = Column.from_arrow(key)
             columns = self._sieve.columns(self._schema, batch, (self._key, key))
-            return RowPacker(self._layout, ids, list(columns.values()), times)
+            cells = list(columns.values())
+            return RowPacker(self._layout, ids, cells, times, known), batch.num_rows
         except TypeError as error:
             raise SourceError(
                 f"key column {self._key!r} has Arrow type {key.type}; item ids are"

@@ -18,7 +18,13 @@ from procserver.observe import metrics
 log = logging.getLogger("procserver.lifecycle")
 
 # Settings of a source that say when it is read and not what.
-WHEN = ("period_minutes", "statement_timeout", "listen", "overlap")
+WHEN = (
+    "period_minutes",
+    "item_ttl_minutes",
+    "statement_timeout",
+    "listen",
+    "overlap",
+)
 
 
 def inherit(service: ServiceConfig) -> Adopted | None:

@@ -152,11 +152,12 @@ class News:
             log.error("item cache: %s: %s%s", kind, reason, again)
 
     def _changed(self, message: Message) -> None:
-        for outcome in ("upserted", "deleted", "stale"):
+        for outcome in ("upserted", "deleted", "stale", "expired"):
             metrics.CACHE_CHANGES.add(message[outcome], outcome)
         _count_skipped(message["skipped"])
         self._measure(message["rows"], message["delta_rows"], message["delta_bytes"])
-        metrics.CACHE_AGE.mark()
+        if message["current"]:
+            metrics.CACHE_AGE.mark()
         if message["newest"] is not None:
             metrics.CACHE_LAG.mark(ago=max(0.0, time.time() - message["newest"]))
 

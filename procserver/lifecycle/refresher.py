@@ -302,6 +302,7 @@ def plan_of(service: ServiceConfig, source: SourceConfig) -> Plan:
         period=None if minutes is None else 60.0 * minutes,
         required=service.host.source_required,
         key=source.tables[0].key if source.tables else DEFAULT_KEY,
+        ttl=None if source.item_ttl_minutes is None else 60.0 * source.item_ttl_minutes,
     )
 
 

@@ -214,9 +214,9 @@ CACHE_CHANGES = _declare(
     Counter(
         "procserver_cache_changes_total",
         "Changes that the source told, by what became of them; stale: the cache held "
-        "a newer one.",
+        "a newer one. expired: items of which nothing was heard for `item_ttl`.",
         label="outcome",
-        values=("upserted", "deleted", "stale"),
+        values=("upserted", "deleted", "stale", "expired"),
     )
 )
 CACHE_SKIPPED = _declare(

@@ -280,6 +280,28 @@ def test_listen_needs_a_timekey(
     assert any("listen: has no effect" in warning for warning in loaded.warnings)
 
 
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({}, "none of them ends"),
+        ({"period": 60}, "is not longer than period"),
+        ({"period": 59}, ""),
+        ({"stream": {"url": "changes.jsonl"}}, ""),
+        ({"period": 60, "stream": {"url": "changes.jsonl"}}, ""),
+    ],
+)
+def test_items_end_only_if_something_is_heard(
+    minimal: dict[str, Any], environ: dict[str, str], more: dict[str, Any], text: str
+) -> None:
+    loaded = parse(minimal, environ, **DATABASE, item_ttl=60, **more)
+    source = loaded.service.item_source
+    assert source is not None
+    assert source.item_ttl_minutes == 60.0
+    told = [warning for warning in loaded.warnings if "item_ttl" in warning]
+    assert len(told) == bool(text)
+    assert all(text in warning for warning in told)
+
+
 def test_feature_store_keys_beside_a_database(
     minimal: dict[str, Any], environ: dict[str, str]
 ) -> None:

@@ -34,3 +34,4 @@ class SourceFor:
     listen: str | None = None
     stream: object = None
     period_minutes: int | None = None
+    item_ttl_minutes: float | None = None

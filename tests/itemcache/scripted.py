@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from cython_ext.column import Kind
 from procserver.errors import SourceError
-from procserver.itemcache import refresh
+from procserver.itemcache import expiry, refresh
 from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.expiry import SteadyClock
 from procserver.itemcache.reader import CacheReader
 from procserver.itemcache.schedule import Plan
 from procserver.itemcache.sources import (
@@ -28,6 +30,7 @@ from procserver.itemcache.sources import (
 )
 
 SECONDS = 60.0
+SECOND = 1_000_000
 SCHEMA = {"id": Kind.STRING, "v": Kind.INT64, "w": Kind.INT64}
 # Deadlines of tests are long, pauses of the refresher short.
 QUICK = Plan(first_pause=0.05, longest_pause=0.4)
@@ -175,6 +178,28 @@ def batch(items: dict[str, dict[str, int]]) -> pa.RecordBatch:
             "w": pa.array([cells.get("w") for cells in items.values()], pa.int64()),
         }
     )
+
+
+class Hand(SteadyClock):
+    """A clock that is set by hand."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def now(self) -> int:
+        return self.at
+
+    def go(self, seconds: float) -> None:
+        self.at += int(seconds * SECOND)
+
+
+def by_hand(monkeypatch: pytest.MonkeyPatch, at: int) -> Hand:
+    """The clock of what ends items from now on; it looks often."""
+    clock = Hand(at)
+    monkeypatch.setattr(expiry, "SteadyClock", lambda: clock)
+    monkeypatch.setattr(expiry, "LONGEST_PAUSE", 0.02)
+    return clock
 
 
 class Loop:

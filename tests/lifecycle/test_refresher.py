@@ -107,6 +107,12 @@ def test_a_build_is_counted_and_told(master: Master) -> None:
     assert told["last_failure"] is None
 
 
+def test_items_that_end_are_counted_and_do_not_make_it_young(master: Master) -> None:
+    master.hear(ChangesReport(3, expired=4, current=False))
+    assert master.counted(metrics.CACHE_CHANGES, "expired") == 4
+    assert metrics.CACHE_AGE.read(master.block, metrics.MASTER, "")[1] == 0
+
+
 def test_changes_are_counted_and_make_the_cache_young(master: Master) -> None:
     master.hear(ChangesReport(3, 5, 2, 1, {"bad_value": 1}, 8, 900, newest=1.0))
     assert master.counted(metrics.CACHE_CHANGES, "upserted") == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,14 +12,21 @@ from typing import Any
 import pytest
 import servers
 from item_sources import SourceFor, TableFor
+from scripted import QUICK, Loop, by_hand, eventually
 from source_steps import until
 
 from cython_ext.column import Kind
 from procserver.errors import SourceError
 from procserver.itemcache import refresh, sources
 from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.guards import Limits
 from procserver.itemcache.reader import CacheReader, Generation
-from procserver.itemcache.sources import ItemSource, open_source, postgres_link
+from procserver.itemcache.sources import (
+    ROW_TIME,
+    ItemSource,
+    open_source,
+    postgres_link,
+)
 
 Open = Callable[..., ItemSource]
 ITEMS = TableFor("shop.items", "item_id")
@@ -444,3 +452,84 @@ def test_messages_have_no_credentials(
         ):
             assert secret not in str(chain)
         chain = chain.__cause__
+
+
+def test_rows_come_with_their_times_where_items_end_by_age(
+    shop: servers.Postgres, opened: Open
+) -> None:
+    shop.run(
+        "CREATE TABLE shop.items (item_id text, price float8, at timestamptz)",
+        "CREATE TABLE shop.late (sku text, stock int, seconds int8)",
+        "CREATE TABLE shop.numbered (item_id text, size int, version int8)",
+        "INSERT INTO shop.items VALUES ('a', 1, 'epoch'), ('b', 2, NULL),"
+        " ('c', 3, '2025-01-01 00:00:00.5+00')",
+        "INSERT INTO shop.late VALUES ('a', 1, 1735689600), ('c', 3, 1600000000)",
+        "INSERT INTO shop.numbered VALUES ('a', 1, 7)",
+    )
+    items = TableFor("shop.items", "item_id", timekey="at")
+    late = TableFor("shop.late", "sku", ("stock",), timekey="seconds")
+    numbered = TableFor("shop.numbered", "item_id", ("size",), timekey="version")
+
+    def times(*tables: TableFor, **more: Any) -> list[dict[str, Any]]:
+        source = opened(shop.url, *tables, **more)
+        assert ROW_TIME not in source.describe().schema
+        _, batches = source.snapshot()
+        rows = [row for batch in batches for row in batch.to_pylist()]
+        return sorted(rows, key=lambda row: str(row["item_id"]))
+
+    new_year = 1_735_689_600_000_000
+    ends = {"item_ttl_minutes": 60.0}
+    assert [row[ROW_TIME] for row in times(items, **ends)] == [
+        0,
+        None,
+        new_year + 500_000,
+    ]
+    # The later one of both tables; "b" has no time in the only one that has it.
+    both = times(items, late, **ends)
+    assert [row[ROW_TIME] for row in both] == [new_year, None, new_year + 500_000]
+    assert both[0] | {ROW_TIME: 0} == {
+        "item_id": "a",
+        "price": 1.0,
+        "stock": 1,
+        ROW_TIME: 0,
+    }
+    assert [row[ROW_TIME] for row in times(numbered, **ends)] == [None]
+    assert ROW_TIME not in times(items)[0]
+
+
+def test_items_of_a_table_end_by_their_timekey(
+    shop: servers.Postgres,
+    opened: Open,
+    control: ControlSegment,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Loaded, asked for changes, swept: the whole loop on a real server."""
+    hand = by_hand(monkeypatch, time.time_ns() // 1000)
+    shop.run(
+        "CREATE TABLE shop.items (item_id text PRIMARY KEY, n int8, at timestamptz)",
+        "INSERT INTO shop.items SELECT 'i' || i, i, now() - interval '1 hour' * i"
+        " FROM generate_series(0, 99) i",
+    )
+    table = TableFor("shop.items", "item_id", timekey="at")
+
+    def open_it() -> ItemSource:
+        return opened(shop.url, table, item_ttl_minutes=50.5 * 60)
+
+    def get(item: str) -> Any:
+        return CacheReader(control.name).current().get(item)
+
+    plan = replace(QUICK, ttl=50.5 * 3600, period=0.2)
+    loop = Loop(control, open_it, plan, limits=Limits())
+    try:
+        built = loop.built()
+        assert (built.rows, built.skipped["expired"]) == (51, 49)
+        assert get("i50")["n"] == 50
+        assert get("i51") is None
+        shop.run("UPDATE shop.items SET n = 7, at = now() WHERE item_id IN ('i51')")
+        eventually(lambda: get("i51") is not None)
+        assert get("i51")["n"] == 7
+        hand.go(3600)
+        eventually(lambda: get("i50") is None)
+        assert get("i49") is not None
+    finally:
+        loop.end()

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from procserver.itemcache.sources.entries import ChangeStream
 
 ENTRY_POINTS = "procserver.item_sources"
+# A column that batches of a snapshot may have: when a row was changed last (int64
+# microseconds since 1970, null where nobody knows). It is no feature.
+ROW_TIME = "procserver_time"
 
 
 class TableConfig(Protocol):
@@ -120,13 +123,15 @@ class Changes:
 
     ``newest``: time of the latest change in seconds since 1970, where the source
     knows one; it tells the lag. ``more``: whether the answer was cut, so that there is
-    more at once; None: the source cannot tell.
+    more at once; None: the source cannot tell. ``whole``: False where a part of the
+    source could not be asked.
     """
 
     steps: Sequence[Upsert | Delete]
     next_cursor: object
     newest: float | None = None
     more: bool | None = None
+    whole: bool = True
 
 
 class CursorLost(SourceError):
@@ -154,7 +159,8 @@ class ItemSource(Protocol):
     def snapshot(self) -> tuple[object, Iterator[pa.RecordBatch]]:
         """Everything, with the cursor from which ``changes`` goes on.
 
-        Of rows with the same id the last one counts.
+        Of rows with the same id the last one counts. Batches may have a column
+        ``ROW_TIME``.
         """
 
     def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:

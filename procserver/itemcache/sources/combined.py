@@ -48,6 +48,7 @@ class CombinedSource:
         self._every = math.inf if every is None else every
         self._about: Description | None = None
         self._again = 0.0
+        self._is_failing = False
         self._due = math.inf if every is None else 0.0
 
     @property
@@ -72,6 +73,7 @@ class CombinedSource:
     def changes(self, cursor: object, wait: float = 0.0) -> Changes | None:
         """What came in the stream, and now and then what the base tells."""
         base, position = self._parted(cursor)
+        whole = True
         about = self._about or self.describe()
         key, schema = about.key, about.schema
         until = time.monotonic() + wait
@@ -82,6 +84,7 @@ class CombinedSource:
             position = found.next
             told = self._ask_base(base, about.follows)
             base = told.next_cursor
+            whole = told.whole and not self._is_failing
             steps: list[Upsert | Delete] = [
                 *told.steps,
                 *self._stream.steps(found.entries, key, schema),
@@ -91,7 +94,7 @@ class CombinedSource:
         newest = told.newest
         if found.newest is not None:
             newest = max(newest or 0.0, found.newest)
-        return Changes(steps, _joined(base, position), newest, found.more)
+        return Changes(steps, _joined(base, position), newest, found.more, whole)
 
     def _parted(self, cursor: object) -> tuple[object, Any]:
         try:
@@ -112,9 +115,11 @@ class CombinedSource:
             raise
         except SourceError as error:
             log.warning("item source: only the stream is followed: %s", error)
+            self._is_failing = True
             self._again = time.monotonic() + AGAIN_SECONDS
             self._due = time.monotonic() + min(self._every, AGAIN_SECONDS)
             return nothing
+        self._is_failing = False
         self._due = time.monotonic() + self._every
         return nothing if told is None else told
 

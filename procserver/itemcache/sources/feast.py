@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from procserver.errors import SourceError
 from procserver.itemcache.sources import (
+    ROW_TIME,
     Changes,
     CursorLost,
     Description,
@@ -74,6 +75,7 @@ class FeastSource:
         self._service: str | None = getattr(config, "fs_model", None)
         self._entities: tuple[str, ...] = getattr(config, "fs_entity", ())
         self._offline: bool = getattr(config, "load_feature_from_offlinestore", False)
+        self._ends = getattr(config, "item_ttl_minutes", None) is not None
         self._ids: TableConfig | None = next(iter(config.tables), None)
         if not self._offline and (self._ids is None or not self._ids.name):
             raise SourceError(
@@ -206,7 +208,9 @@ class FeastSource:
         now = datetime.now(UTC)
         lifetime = view.definition.ttl
         start = now - lifetime if lifetime else BEGINNING
-        table, _ = self._rows(view, latest=True, start=start, end=now)
+        table, times = self._rows(view, latest=True, start=start, end=now)
+        if self._ends:
+            table = table.append_column(ROW_TIME, pa.array(times, pa.int64()))
         yield from table.to_batches(BATCH_ROWS)
 
     def _rows(

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from cython_ext.column import Kind
 from procserver.errors import SourceError
 from procserver.itemcache.cells import column_kind
+from procserver.itemcache.sources import ROW_TIME
 
 # PERF: rows of a merged batch.
 BATCH_ROWS = 16384
@@ -67,7 +68,7 @@ def merge(parts: Sequence[Part], skipped: Counter[str]) -> Iterator[pa.RecordBat
     An item is there if any part has it; of a column in several parts the later one
     counts unless its cell is null. All parts are held in memory. Rows without an id
     (``null_key``) and those before the last of an id (``duplicate_key``) are counted
-    in ``skipped``.
+    in ``skipped``. Parts may have ``ROW_TIME`` besides, of which the latest counts.
     """
     read = [_read(part) for part in parts]
     ids, places = _places(parts, read, skipped)
@@ -79,6 +80,9 @@ def merge(parts: Sequence[Part], skipped: Counter[str]) -> Iterator[pa.RecordBat
             for name in names
         }
         cells[parts[0].key] = ids[start:stop]
+        times = _latest(read, places, start, stop)
+        if times is not None:
+            cells[ROW_TIME] = times
         yield pa.RecordBatch.from_pydict(cells)
 
 
@@ -114,7 +118,10 @@ def _read(part: Part) -> dict[str, pa.Array]:
     ``take`` from many pieces joins them anew for each call, so they are joined once,
     column by column: the peak is the part and one column.
     """
-    held = pa.Table.from_batches(list(part.batches()), part.schema)
+    batches, schema = list(part.batches()), part.schema
+    if batches and ROW_TIME in batches[0].schema.names:
+        schema = schema.append(pa.field(ROW_TIME, pa.int64()))
+    held = pa.Table.from_batches(batches, schema)
     whole: dict[str, pa.Array] = {}
     for name in held.column_names:
         pieces = held[name]
@@ -157,6 +164,24 @@ def _merged_column(
             merged = _recast(name, merged, cells.type)
         merged = pc.coalesce(cells, merged)
     return pa.nulls(stop - start) if merged is None else merged
+
+
+def _latest(
+    read: list[dict[str, pa.Array]], places: list[np.ndarray], start: int, stop: int
+) -> pa.Array | None:
+    """The latest time of the rows of some ids; null where one has none."""
+    found: list[pa.Array] = []
+    is_known = np.ones(stop - start, dtype=np.bool_)
+    for held, place in zip(read, places, strict=True):
+        own = place[start:stop]
+        if ROW_TIME in held:
+            found.append(held[ROW_TIME].take(pa.array(own, mask=own < 0)))
+        else:
+            is_known &= own < 0
+    if not found:
+        return None
+    latest = pc.max_element_wise(*found) if len(found) > 1 else found[0]
+    return pc.if_else(pa.array(is_known), latest, None)
 
 
 def _recast(name: str, cells: pa.Array, type_: pa.DataType) -> pa.Array:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from procserver.itemcache.sources import (
+    ROW_TIME,
     Changes,
     Description,
     SourceConfig,
@@ -60,6 +61,7 @@ class _Part:
     table: Table
     transaction: Transaction
     url: str
+    timed: bool
 
     @property
     def label(self) -> str:
@@ -88,9 +90,16 @@ class _Part:
 
     def fetched(self) -> Iterator[pa.RecordBatch]:
         """The rows as the server sends them."""
-        for batch in self.transaction.batches(self.label, self.table.select()):
+        query = self.table.select(timed=self.timed)
+        schema = self.schema
+        if self.timed:
+            schema = schema.append(pa.field(ROW_TIME, pa.int64()))
+        for batch in self.transaction.batches(self.label, query):
+            columns = batch.columns
+            if self.timed:
+                columns[-1] = _row_times(self.table, columns[-1])
             # Without the driver's notes on types, which differ from the schema's.
-            yield pa.RecordBatch.from_arrays(batch.columns, schema=self.schema)
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 class PostgresSource:
@@ -113,6 +122,8 @@ class PostgresSource:
         self.skipped: Counter[str] = Counter()
         self._configs = list(config.tables)
         self._link = Link(reveal(config.url), config.statement_timeout)
+        # Whether items end by their age.
+        self._ends = getattr(config, "item_ttl_minutes", None) is not None
         self._tables: list[Table] | None = None
         self._windows: dict[int, pa.Table | None] = {}
         self._told: list[dict[str, Any]] = []
@@ -159,7 +170,12 @@ class PostgresSource:
     def _read(
         self, tables: list[Table], transaction: Transaction
     ) -> Iterator[pa.RecordBatch]:
-        parts = [_Part(table, transaction, self._link.url) for table in tables]
+        parts = [
+            _Part(
+                table, transaction, self._link.url, self._ends and bool(table.timekey)
+            )
+            for table in tables
+        ]
         rows = parts[0].fetched() if len(parts) == 1 else merge(parts, self.skipped)
         with transaction, closing(read_ahead(rows, transaction.cancel)) as ahead:
             yield from ahead
@@ -289,6 +305,17 @@ def _clock(table: Table, value: int | None) -> float | None:
     if table.timekey is None or not table.timekey.integer:
         return 1.0
     return None if value is None else microseconds_in(value)
+
+
+def _row_times(table: Table, cells: pa.Array) -> pa.Array:
+    """Microseconds since 1970; null where they are version numbers."""
+    raw = cells.cast(pa.int64())
+    latest = pc.max(raw).as_py()
+    clock = None if latest is None else _clock(table, latest)
+    if clock is None:
+        return pa.nulls(len(raw), pa.int64())
+    times = scaled(raw.fill_null(0).to_numpy(zero_copy_only=False), clock)
+    return pc.if_else(raw.is_valid(), pa.array(times), None)
 
 
 def _overlap(config: TableConfig, clock: float | None) -> int:

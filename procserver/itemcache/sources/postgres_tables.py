@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from procserver.errors import SourceError
-from procserver.itemcache.sources import TableConfig
+from procserver.itemcache.sources import ROW_TIME, TableConfig
 
-TIME = "procserver_time"
+TIME = ROW_TIME
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The year 9000, in microseconds.
 FAR_OFF = 221_845_392_000_000_000
@@ -110,8 +110,17 @@ class Table:
     timekey: TimeKey | None
     config: TableConfig
 
-    def select(self, leave_out: Sequence[str] = (), since: str | None = None) -> str:
-        """The query of all rows, or of those whose time is ``since`` or later."""
+    def select(
+        self,
+        leave_out: Sequence[str] = (),
+        since: str | None = None,
+        *,
+        timed: bool = False,
+    ) -> str:
+        """The query of all rows, or of those whose time is ``since`` or later.
+
+        :param timed: the time comes too, as the last column; with ``since`` it does
+        """
         chosen = [
             f"{expression} AS {quoted(name)}"
             for name, expression in zip(
@@ -120,10 +129,11 @@ class Table:
             if name not in leave_out
         ]
         conditions = [f"({self.config.condition}\n)"] if self.config.condition else []
-        if since is not None and self.timekey is not None:
+        if self.timekey is not None and (timed or since is not None):
             column = quoted(self.timekey.column)
             chosen.append(f"{self.timekey.finite(column)} AS {quoted(TIME)}")
-            conditions.append(f"{column} {since}")
+            if since is not None:
+                conditions.append(f"{column} {since}")
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         return f"SELECT {', '.join(chosen)} FROM {self.relation}{where}"
 
