@@ -58,7 +58,7 @@ def test_a_log_that_is_followed() -> None:
 
 
 BAD = {
-    "generation went back: .*began=2": (
+    "generation went back: ": (
         [one(1, 1, delta=3), one(1, 2, delta=2)],
         Promise(ORDER),
     ),
@@ -66,7 +66,7 @@ BAD = {
         [*LOG, one(4, 2.6, generation=2, delta=1, **rows(4.0, 5.0, 6.0))],
         Promise(ORDER, entries=3),
     ),
-    "torn: .*connection=4": (
+    "torn: ": (
         [*LOG, one(4, 2.6, generation=3, **rows(6.0, 7.0, 9.0))],
         Promise(ORDER, entries=3),
     ),
