@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 from cython_ext.cache_known import KnownTimes
@@ -178,11 +179,13 @@ class Builder:
         return True
 
     def _guard(self) -> Guard | None:
+        forced = self._schedule.take_force()
         if self._limits is None:
             return None
+        limits = replace(self._limits, max_row_drop=1.0) if forced else self._limits
         control, table = self._live.control, self._live.table
         reader = self._makers.reader
-        return Guard(self._limits, control, table=table, reader=reader)
+        return Guard(limits, control, table=table, reader=reader)
 
     def _compact(self) -> BuildReport | None:
         """Folds the delta into a generation; changes go on meanwhile."""
@@ -389,7 +392,7 @@ class _Made:
         counted.update(self.skipped)
         return BuildReport(
             generation=self.writer.number,
-            rows=self.writer.items,
+            rows=self.state.items,
             bytes=self.writer.nbytes,
             seconds=time.monotonic() - began,
             skipped={reason: count for reason, count in counted.items() if count},

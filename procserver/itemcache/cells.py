@@ -135,12 +135,11 @@ class Sieve:
 
     def keys(self, keys: pa.Array) -> tuple[pa.Array, int]:
         """Item ids, null where they are no UTF-8, and how many were."""
-        if not pa.types.is_string(keys.type) and not pa.types.is_large_string(
-            keys.type
-        ):
-            return keys, 0
-        before = keys.null_count
-        keys = _without_invalid(keys)
+        before, type_ = keys.null_count, keys.type
+        if pa.types.is_binary(type_) or pa.types.is_large_binary(type_):
+            keys = _cast_what_fits(keys, pa.string())
+        elif pa.types.is_string(type_) or pa.types.is_large_string(type_):
+            keys = _without_invalid(keys)
         return keys, keys.null_count - before
 
     def _cast(self, name: str, kind: Kind, array: pa.Array) -> pa.Array:

@@ -1,6 +1,8 @@
 """What a refresher is told, one command a line on a pipe."""
 
 BUILD = b"build\n"
+# The same, and once the table may have lost as many items as it likes.
+FORCE = b"force\n"
 STOP = b"stop\n"
 MAKE = b"make"
 KEEP = b"keep"

@@ -24,9 +24,10 @@ from procserver.itemcache.reader import Generation
 from procserver.itemcache.sources import ROW_TIME, Delete, Upsert
 from procserver.itemcache.writer import EXPIRED
 
-# How many records a delta has room for, and ids where the table has fewer rows.
+# How many records a delta has room for, and ids where the table has fewer rows: no
+# fewer than one step of the refresher's may have, or that would never fit.
 CAPACITY = 1 << 20
-LEAST_IDS = 1 << 12
+LEAST_IDS = 1 << 14
 # Heap bytes that there is room for: for each record, and at least.
 HEAP_EACH = 512
 LEAST_HEAP = 1 << 28
@@ -104,9 +105,10 @@ class DeltaWriter:
         self._segment = self._open(generation.at(0), min(capacity, MOST_RECORDS))
         try:
             self._generation = generation.at(0, self._segment.delta)
-            self._ids = self._segment.overlay.repair(self._published)
             self._written = self._published
             self._segment.resume(self._written)
+            self._segment.verify()
+            self._ids = self._segment.overlay.repair(self._published)
             if self._published:
                 truncate(control, generation.number, self._published)
             for maker in makers:
@@ -258,9 +260,20 @@ class DeltaWriter:
         ):
             return
         hit("delta.publish")
+        self._segment.sign()
         self._control.publish(self.number, self._table, self._written)
         self._published = self._written
         hit("delta.publish")
+
+    def release(self) -> int:
+        """How many records whoever publishes the generation now is to publish."""
+        self._segment.sign()
+        self._published = self._written
+        return self._written
+
+    def forget(self) -> None:
+        """Takes back what was written and not published."""
+        self._roll_back(self._published)
 
     def _apply(self, chunk: Sequence[Ready]) -> Applied:
         composer = Composer(self._segment.layout, [ready.step for ready in chunk])

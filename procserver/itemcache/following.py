@@ -70,6 +70,8 @@ class Follower:
         self._pauses = BackOff(plan)
         self._ended = threading.Event()
         self._source: ItemSource | None = None
+        # Rows that it has left out, as far as they were reported.
+        self._left_out: Counter[str] = Counter()
         self._tally = _Tally()
         self._expiry = live.expiry
         self._sweeper = None if live.expiry is None else Sweeper(live.expiry)
@@ -103,6 +105,10 @@ class Follower:
                 self._report(FailureReport(GAP, error))
         except Exception as error:
             self._close()
+            # Some of what was told may have been applied; it is told again.
+            now = self._live.state
+            if now is not None:
+                now.repeats = True
             pause = self._pauses.failed()
             self._failed(CHANGES)
             self._report(FailureReport(CHANGES, as_error(error), pause))
@@ -136,6 +142,10 @@ class Follower:
             if left > 0:
                 self._live.wait(state, min(left, WAIT))
                 return
+        if state.repeats and state.is_folding:
+            # What is folded is what has been shown.
+            self._live.wait(state, WAIT)
+            return
         began = time.monotonic()
         at = 0 if self._expiry is None else self._expiry.now()
         hit("source.read")
@@ -146,7 +156,10 @@ class Follower:
             state.follows = False
             self._polled = (state, time.monotonic())
             return
-        self._apply(state, changes)
+        before, self._left_out = self._left_out, Counter(self._opened().skipped)
+        if not self._apply(state, changes):
+            return
+        self._tally.skip(self._left_out - before)
         if changes.more is False or not changes.steps:
             self._live.note_current(began)
         self._note_asked(changes, at, follows=state.follows)
@@ -169,6 +182,9 @@ class Follower:
         state = self._live.state
         if self._sweeper is None or state is None or not self._sweeper.is_due():
             return
+        if state.repeats:
+            # What it has is not all shown yet.
+            return
         with self._live.gate:
             view = state.view()
         for step in self._sweeper.find(view):
@@ -183,6 +199,7 @@ class Follower:
     def _opened(self) -> ItemSource:
         if self._source is None:
             self._source = self._open_source()
+            self._left_out.clear()
         return self._source
 
     def _left(self, state: State) -> float:
@@ -194,9 +211,9 @@ class Follower:
             return state.since + period - time.monotonic()
         return self._polled[1] + period - time.monotonic()
 
-    def _apply(self, state: State, changes: Changes) -> None:
+    def _apply(self, state: State, changes: Changes) -> bool:
         """Applies all of it, also to a state that takes over meanwhile, if that goes
-        on from the same place; else what is left is read again from there.
+        on from the same place; else (False) what is left is read again from there.
         """
         cursor: object = state.cursor
         now: State | None = state
@@ -206,8 +223,11 @@ class Follower:
             applied = None
             while applied is None:
                 if now is None or now.cursor != cursor or self._ended.is_set():
-                    return
+                    return False
+                repeats = now.repeats
                 applied = self._append(now, step)
+                if applied is None and repeats:
+                    return False
                 state, now = now, self._live.state if applied is None else now
             self._tally.add(applied)
             self._fold_if_large(state)
@@ -215,26 +235,39 @@ class Follower:
             if self._live.advance(now, changes.next_cursor):
                 break
             now = self._live.state
+        self._fold_if_large(state)
         self._tally.newest = max(changes.newest or 0.0, self._tally.newest)
         self._tell(state, at_once=not changes.steps)
+        return True
 
     def _append(
         self, state: State, step: Step, *, is_own: bool = False
     ) -> Applied | None:
-        """None: another state is to be tried."""
+        """None: another state is to be tried; from the cursor, if it repeats."""
         try:
             return self._live.apply(state, step, is_own=is_own)
         except DeltaFull:
-            if not state.delta_rows:
+            if state.repeats:
+                # All of it does not fit behind what was shown.
+                self._live.forget(state)
+                state.repeats = bool(state.delta_rows)
+            elif not state.delta_rows:
                 # It never fits: nothing but a full load brings it in.
                 raise CursorLost("a change is larger than a delta can be") from None
+            if not state.delta_rows:
+                return None
             state.is_full = True
-            self._fold_if_large(state)
+            self._want_folded(state)
             self._live.wait(state, WAIT)
             return None
 
     def _fold_if_large(self, state: State) -> None:
-        if not state.is_folding and is_foldable(state, self._plan):
+        # NOTE: not while there is something in it that is not to be shown yet.
+        if not state.repeats and is_foldable(state, self._plan):
+            self._want_folded(state)
+
+    def _want_folded(self, state: State) -> None:
+        if not state.is_folding:
             state.is_folding = True
             self._schedule.want(COMPACTION)
 
@@ -277,5 +310,6 @@ class _Tally:
             delta_rows=state.delta_rows,
             delta_bytes=state.delta_bytes,
             newest=self.newest or None,
+            rows=state.items,
             current=current,
         )

@@ -171,7 +171,7 @@ class Guard:
             raise Refused(
                 f"{items} items instead of {held}: a loss of"
                 f" {1 - items / held:.0%}, more than procserver.max_row_drop"
-                f" ({most:g}) allows"
+                f" ({most:g}) allows; if it is right, `procserver refresh --force`"
             )
 
 

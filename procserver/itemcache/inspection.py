@@ -85,9 +85,10 @@ def describe(found: Found, *, verify: bool = False) -> Tree:
         return tree
     generation = open_generation(control)
     tree |= {
-        "items": generation.item_count,
+        "items": generation.count_items(),
         "rows": generation.row_count,
         "bytes": generation.nbytes,
+        "delta_bytes": delta_bytes(control),
         "bytes_per_item": round(generation.nbytes / max(generation.item_count, 1), 1),
         "built_at": time.strftime(
             "%Y-%m-%dT%H:%M:%SZ", time.gmtime(generation.built_at)
@@ -103,6 +104,14 @@ def describe(found: Found, *, verify: bool = False) -> Tree:
             one.verify()
         tree["verified"] = True
     return tree
+
+
+def delta_bytes(control: ControlSegment) -> int:
+    """Memory that the changes of what is published have taken, companions' too."""
+    number, _ = control.state()
+    names = shm.list_segments(f"{control.generation_name(number)}-")
+    deltas = [name for name in names if name.endswith(f"-{layout.DELTA_PART}")]
+    return sum(shm.total_size(name) for name in deltas)
 
 
 def _segments(control: ControlSegment) -> list[Tree]:
@@ -197,9 +206,12 @@ def statistics(found: Found, *, sample: int | None = SAMPLE) -> Tree:
     told = sorted(columns.items(), key=lambda one: -one[1].bytes)
     return {
         "generation": generation.number,
+        "items": generation.count_items(),
         "rows": rows,
+        "delta_rows": generation.count,
         "looked_at": looked,
         "bytes": generation.nbytes,
+        "delta_bytes": delta_bytes(found.control),
         "index_bytes": layout.index_bytes(rows),
         "columns": {name: column.tell() for name, column in told},
     }

@@ -83,7 +83,9 @@ changed since the generation was built. One writer appends while workers read; h
 many records they may read is in the state. Most of it is sparse: whatever is going
 to be written gets its memory first. Laid out like a generation segment, but for:
 
-    flags       4 = delta; never sealed, no checksum of the body
+    flags       4 = delta; never sealed, no checksum of the body; but behind the
+                header's own one, at 192 and 208, a count of records (u64) and the
+                checksum of so many (u64), see procserver/itemcache/signing.py
     rows        how many records there can be
     items       how many distinct ids there can be
     block shift 24
@@ -140,6 +142,7 @@ SEALED = 1
 COMPANION = 2
 DELTA = 4
 DELTA_PART = "delta"
+DELTA_SIGNATURES = (192, 208)
 DELTA_SHIFT = 24
 DIGEST_DIGITS = 12
 ALIGNMENT = 64

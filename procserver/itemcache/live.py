@@ -107,6 +107,8 @@ class State:
     the source is to be asked for changes all the time (None: it was not asked yet).
     ``since``: when it was loaded from the source (CLOCK_MONOTONIC); ``is_full``:
     nothing can be appended before it is folded; ``is_folding``: that was asked for.
+    ``repeats``: some of what comes after the cursor may have been applied already, so
+    all of it is shown at once, or readers would see it go back and come again.
     ``loaded_at``: when that was begun (microseconds since 1970); None: it was not
     loaded but folded, or nobody needs to know.
     """
@@ -127,6 +129,8 @@ class State:
         self.since = time.monotonic()
         self.is_full = False
         self.is_folding = False
+        self.repeats = False
+        self._counted = (0, generation.item_count)
         self.makers: dict[str, CompanionMaker] = {}
         self.refused: set[str] = set()
         self.loaded_at = loaded_at
@@ -141,6 +145,13 @@ class State:
     @property
     def delta_bytes(self) -> int:
         return 0 if self._delta is None else self._delta.nbytes
+
+    @property
+    def items(self) -> int:
+        """Items that there are, with what was appended."""
+        if self._counted[0] != self.delta_rows:
+            self._counted = (self.delta_rows, self.view().count_items())
+        return self._counted[1]
 
     def delta(self) -> DeltaWriter:
         """The writer of the delta; a source without changes never needs one."""
@@ -179,6 +190,21 @@ class State:
         if self._delta is not None:
             self._delta.keep_makers(self.makers)
         self._control.unlink_companion(self.generation.number, digest)
+
+    def show(self) -> None:
+        """Publishes what was appended, if it is this one that is published."""
+        self.repeats = False
+        if self._delta is not None:
+            self._delta.publish()
+
+    def release(self) -> int:
+        """Changes that are to be published with the generation."""
+        return 0 if self._delta is None else self._delta.release()
+
+    def forget(self) -> None:
+        """Takes back what was appended and not shown."""
+        if self._delta is not None:
+            self._delta.forget()
 
     def close(self) -> None:
         if self._delta is not None:
@@ -222,6 +248,7 @@ class Live:
                 self.expiry.attached(self._cursors.loaded_at)
             # By the wall clock, as another process has seen it.
             state.since -= max(0.0, time.time() - generation.built_at)
+            state.repeats = True
             if deltas:
                 state.delta()
             with self.gate:
@@ -239,7 +266,8 @@ class Live:
     def apply(
         self, state: State, step: Step, *, is_own: bool = False
     ) -> Applied | None:
-        """Appends to ``state`` and publishes; None: another one has taken over.
+        """Appends to ``state`` and publishes, what is repeated with :meth:`advance`;
+        None: another one has taken over.
 
         :param is_own: it does not come from the source
         :raises DeltaFull: if it must be folded first
@@ -247,7 +275,7 @@ class Live:
         with self.gate:
             if self._state is not state:
                 return None
-            applied = state.delta().apply([step])
+            applied = state.delta().apply([step], publish=not state.repeats)
             if self._tee is not None:
                 self._tee.add(step, is_own=is_own)
             return applied
@@ -260,10 +288,18 @@ class Live:
         with self.gate:
             if self._state is not state:
                 return False
+            if state.repeats:
+                state.show()
             if cursor != state.cursor:
                 state.cursor = cursor
                 self._cursors.save({state.generation.number: cursor})
             return True
+
+    def forget(self, state: State) -> None:
+        """Takes back what was appended and not published."""
+        with self.gate:
+            if self._state is state:
+                state.forget()
 
     def note_current(self, at: float) -> None:
         """All that the source had at that time (CLOCK_MONOTONIC) has been applied."""
@@ -359,6 +395,7 @@ class Live:
     ) -> None:
         cursors = {state.generation.number: state.cursor}
         if before is not None:
+            state.repeats = before.repeats and state.cursor == before.cursor
             cursors[before.generation.number] = before.cursor
         if self.expiry is not None and state.loaded_at is not None:
             self._cursors.loaded_at = state.loaded_at
@@ -366,7 +403,7 @@ class Live:
             # What is folded from it was not loaded again.
             state.loaded_at = None
         self._cursors.save({n: c for n, c in cursors.items() if c is not NONE})
-        writer.publish(state.delta_rows)
+        writer.publish(state.release())
         self._state, self._tee = state, None
         if before is not None:
             before.close()

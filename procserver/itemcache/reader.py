@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cython_ext.cache_gather import gather
 from cython_ext.cache_index import ItemIndex
-from cython_ext.cache_overlay import Overlay
+from cython_ext.cache_overlay import GRAVE, NEWEST, Overlay
 from cython_ext.cache_records import Records
 from cython_ext.column import Column
 from cython_ext.shm import Mapping
@@ -225,6 +225,16 @@ class Generation(_Rows):
         :raises TypeError: for any other kind
         """
         return self._index.lookup(ids, self._overlay, self.count)
+
+    def count_items(self) -> int:
+        """Items that there are now: changes have made new ones and ended others."""
+        if self._overlay is None:
+            return self.item_count
+        newest = np.frombuffer(self._overlay.newest(self.count), np.uint8)
+        alive, ended = np.flatnonzero(newest == NEWEST), np.flatnonzero(newest == GRAVE)
+        made = int(self._index.missing(self._overlay, alive).sum())
+        unknown = int(self._index.missing(self._overlay, ended).sum())
+        return self.item_count + made - (len(ended) - unknown)
 
     def get(self, item_id: str | int) -> dict[str, Any] | None:
         """One item as Python objects, for humans; None: unknown."""

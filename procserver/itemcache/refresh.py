@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import Any
 
 from procserver.itemcache.building import Builder, OpenSource
-from procserver.itemcache.commands import BUILD, STOP
+from procserver.itemcache.commands import BUILD, FORCE, STOP
 from procserver.itemcache.companion import CompanionMaker, make_companion
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.cursors import NONE
@@ -141,9 +141,10 @@ def run(
 
     Takes over what a refresher before it has published, or builds; then follows the
     source as ``plan`` says. ``BUILD`` on the descriptor ``commands`` builds (several
-    waiting ones count as one), ``STOP`` or its end ends the loop, as does the death
-    of the process ``parent`` (the end of the pipe says so too where nobody else
-    holds it). Whatever fails is reported and tried again; what is published stays.
+    waiting ones count as one), ``FORCE`` even what has lost its items, ``STOP`` or its
+    end ends the loop, as does the death of the process ``parent`` (the end of the pipe
+    says so too where nobody else holds it). Whatever fails is reported and tried again;
+    what is published stays.
 
     :param report: called by several threads, one at a time
     :param companion: the maker ``FIRST``
@@ -215,9 +216,10 @@ def _want_load(live: Live, schedule: Schedule) -> None:
 def _about(state: State, continues: bool) -> AttachReport:
     return AttachReport(
         generation=state.generation.number,
-        rows=state.generation.item_count,
+        rows=state.items,
         bytes=state.generation.nbytes,
         delta_rows=state.delta_rows,
+        delta_bytes=state.delta_bytes,
         continues=continues,
     )
 
@@ -235,7 +237,9 @@ def _obey(
             return
         for line in waiting:
             makers.obey(line, report)
-        if BUILD in waiting:
+        if FORCE in waiting:
+            schedule.force()
+        elif BUILD in waiting:
             schedule.want(FULL)
 
 

@@ -27,7 +27,7 @@ class BuildReport:
 
     ``kind``: from the source, from what is served (``COMPACTION``), or ``EMPTY``.
     ``replayed``: changes that came while it was made and were published with it, in
-    a delta of ``delta_rows`` and ``delta_bytes``.
+    a delta of ``delta_rows`` and ``delta_bytes``. ``rows``: items, with those changes.
     ``pregenerated``: features generated ahead, which took ``companion_bytes`` and
     ``companion_seconds``; ``companion_problem`` tells why there are none.
     """
@@ -59,6 +59,7 @@ class AttachReport:
     bytes: int
     delta_rows: int
     continues: bool
+    delta_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class ChangesReport:
 
     ``expired``: items that ended by their age. ``newest``: time of the newest change,
     seconds since 1970, if the source tells. ``current``: it was asked just now.
+    ``rows``: items, those of the delta included (None: nobody has counted).
     """
 
     generation: int
@@ -94,6 +96,7 @@ class ChangesReport:
     newest: float | None = None
     expired: int = 0
     current: bool = True
+    rows: int | None = None
 
 
 @dataclass(frozen=True)

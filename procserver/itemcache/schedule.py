@@ -57,6 +57,17 @@ class Schedule:
         # Kind of work -> not before (CLOCK_MONOTONIC).
         self._wanted: dict[str, float] = {}
         self._ended = False
+        self._forced = False
+
+    def force(self) -> None:
+        """Asks for a full build that a loss of items does not stop."""
+        self._forced = True
+        self.want(FULL)
+
+    def take_force(self) -> bool:
+        """Whether this full build is that one; no later one is."""
+        forced, self._forced = self._forced, False
+        return forced
 
     def want(self, kind: str, pause: float = 0.0) -> None:
         """Asks for work in ``pause`` seconds, or earlier if that was asked before."""

@@ -159,11 +159,11 @@ def _mind_signals(server: Any) -> None:
         signal.signal(signum, stop if ends else server.signal)
 
 
-def _ask_for_build() -> None:
+def _ask_for_build(force: bool) -> None:
     if started():
         refresher = master().refresher
         if refresher is not None:
-            refresher.ask_for_build()
+            refresher.ask_for_build(force=force)
 
 
 def _find_model(server: Any, service: ServiceConfig) -> ModelPackage:

@@ -14,6 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_refresh_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of ``refresh``."""
     _add(parser, "load", "the cache stays as it is")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="accept the table although it has lost more of its items than "
+        "procserver.max_row_drop allows",
+    )
 
 
 def _add(parser: argparse.ArgumentParser, what: str, failed: str) -> None:

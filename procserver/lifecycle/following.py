@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from procserver import shm
 from procserver.config import load
 from procserver.errors import ConfigError, SharedMemoryError
-from procserver.lifecycle.refreshing import REFRESH
+from procserver.lifecycle.refreshing import FORCE, REFRESH
 from procserver.lifecycle.rundir import running_master
 from procserver.lifecycle.settings import config_path
 from procserver.observe import metrics
@@ -48,7 +48,8 @@ def main(options: argparse.Namespace) -> int:
 
 def refresh(options: argparse.Namespace) -> int:
     """Runs ``procserver refresh``; returns its exit status."""
-    errand = Errand("refresh", REFRESH, metrics.refresh_counts, _refreshed)
+    signum = FORCE if options.force else REFRESH
+    errand = Errand("refresh", signum, metrics.refresh_counts, _refreshed)
     return _run(options, errand, is_safe=False)
 
 
@@ -75,7 +76,7 @@ def _run(options: argparse.Namespace, errand: Errand, *, is_safe: bool) -> int:
     if block is None:
         print(f"process {owner.pid} is no service of this user", file=sys.stderr)
         return EXIT_NOT_RUNNING
-    if errand.signum == REFRESH and not metrics.has_item_source(block):
+    if errand.what == "refresh" and not metrics.has_item_source(block):
         print("the service has no item source", file=sys.stderr)
         return EXIT_FAILED
     if not options.wait:

@@ -82,7 +82,8 @@ def _stats(options: argparse.Namespace, found: list[Found]) -> int:
         _print_json(tree)
         return EXIT_DONE
     print(
-        f"generation {tree['generation']}: {tree['rows']} rows, "
+        f"generation {tree['generation']}: {tree['items']} items, {tree['rows']} rows "
+        f"and {tree['delta_rows']} changes ({_megabytes(tree['delta_bytes'])}), "
         f"{_megabytes(tree['bytes'])}, of which the index "
         f"{_megabytes(tree['index_bytes'])}; {tree['looked_at']} rows looked at"
     )
@@ -111,6 +112,7 @@ def _described(tree: Tree) -> Iterator[str]:
         f"  generation {tree['generation']}: {tree['items']} items, "
         f"{tree['rows']} rows, {_megabytes(tree['bytes'])} "
         f"({tree['bytes_per_item']:g} bytes per item), delta rows {tree['delta_rows']}"
+        f", {_megabytes(tree['delta_bytes'])}"
     )
     yield f"  built {tree['built_at']}, {tree['age_seconds']:.0f} s ago"
     if tree.get("verified"):

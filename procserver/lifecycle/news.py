@@ -60,6 +60,14 @@ class News:
         self._builds = 0
         self._generation = 0
         self._is_building = False
+        # Of the generation and its companion, without the delta.
+        self._bytes = 0
+
+    def adopted(self, generation: int, items: int, size: int) -> None:
+        """What a dead service left is served, as far as its headers tell."""
+        metrics.CACHE_GENERATION.set(generation)
+        self._generation, self._bytes = generation, size
+        self._measure(items, 0, 0)
 
     def note(self, message: Message) -> bool:
         """Takes in a message; returns whether something is published since."""
@@ -75,7 +83,7 @@ class News:
             self._attached(message)
             return True
         elif event == "changed":
-            _changed(message)
+            self._changed(message)
         else:
             self._failed(message)
         return False
@@ -89,7 +97,9 @@ class News:
 
     def _published(self, message: Message) -> None:
         kind, self._generation = message["kind"], message["generation"]
-        _measure(message)
+        metrics.CACHE_GENERATION.set(message["generation"])
+        self._bytes = message["bytes"] + message["companion_bytes"]
+        self._measure(message["rows"], message["delta_rows"], message["delta_bytes"])
         if kind == EMPTY:
             log.warning(
                 "item cache generation %d has no items: the source cannot be read",
@@ -117,7 +127,7 @@ class News:
 
     def _attached(self, message: Message) -> None:
         self._generation = message["generation"]
-        metrics.CACHE_DELTA_ROWS.set(message["delta_rows"])
+        self._measure(message["rows"], message["delta_rows"], message["delta_bytes"])
         log.info(
             "item cache generation %d: %d items and %d changes taken over, %s",
             message["generation"],
@@ -140,6 +150,23 @@ class News:
             log.error("item cache: changes cannot be folded: %s%s", reason, again)
         else:
             log.error("item cache: %s: %s%s", kind, reason, again)
+
+    def _changed(self, message: Message) -> None:
+        for outcome in ("upserted", "deleted", "stale", "expired"):
+            metrics.CACHE_CHANGES.add(message[outcome], outcome)
+        _count_skipped(message["skipped"])
+        self._measure(message["rows"], message["delta_rows"], message["delta_bytes"])
+        if message["current"]:
+            metrics.CACHE_AGE.mark()
+        if message["newest"] is not None:
+            metrics.CACHE_LAG.mark(ago=max(0.0, time.time() - message["newest"]))
+
+    def _measure(self, items: int | None, delta_rows: int, delta_bytes: int) -> None:
+        if items is not None:
+            metrics.CACHE_ROWS.set(items)
+        metrics.CACHE_BYTES.set(self._bytes + delta_bytes)
+        metrics.CACHE_DELTA_ROWS.set(delta_rows)
+        metrics.CACHE_DELTA_BYTES.set(delta_bytes)
 
     def _ended(self, outcome: str) -> None:
         """A build from the source has."""
@@ -166,26 +193,6 @@ def log_companion(message: Message) -> None:
             message["companion_bytes"] / 1e6,
             message["companion_seconds"],
         )
-
-
-def _measure(message: Message) -> None:
-    metrics.CACHE_GENERATION.set(message["generation"])
-    metrics.CACHE_ROWS.set(message["rows"])
-    metrics.CACHE_BYTES.set(message["bytes"] + message["companion_bytes"])
-    metrics.CACHE_DELTA_ROWS.set(message["delta_rows"])
-    metrics.CACHE_DELTA_BYTES.set(message["delta_bytes"])
-
-
-def _changed(message: Message) -> None:
-    for outcome in ("upserted", "deleted", "stale", "expired"):
-        metrics.CACHE_CHANGES.add(message[outcome], outcome)
-    _count_skipped(message["skipped"])
-    metrics.CACHE_DELTA_ROWS.set(message["delta_rows"])
-    metrics.CACHE_DELTA_BYTES.set(message["delta_bytes"])
-    if message["current"]:
-        metrics.CACHE_AGE.mark()
-    if message["newest"] is not None:
-        metrics.CACHE_LAG.mark(ago=max(0.0, time.time() - message["newest"]))
 
 
 def _count_skipped(skipped: dict[str, int]) -> None:

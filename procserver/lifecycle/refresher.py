@@ -19,7 +19,13 @@ from collections.abc import Sequence
 from procserver.config import ServiceConfig, SourceConfig
 from procserver.errors import ProcserverError, SourceError
 from procserver.itemcache.adoption import Adopted, keep
-from procserver.itemcache.commands import BUILD, FIRST, keep_command, make_command
+from procserver.itemcache.commands import (
+    BUILD,
+    FIRST,
+    FORCE,
+    keep_command,
+    make_command,
+)
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reports import EMPTY
 from procserver.itemcache.schedule import Plan
@@ -77,7 +83,8 @@ class Refresher:
         self._beat_at = 0.0
         self._started = 0.0
         self._answered: set[str] = set()
-        self._asked = False
+        # The load that was asked for; the one that the refresher has not begun yet.
+        self._asked = self._awaited = b""
         self._news = News()
         self._label = FIRST
         # What was taken over counts once the refresher has compared its checksum.
@@ -85,7 +92,7 @@ class Refresher:
         self._is_adopted = adopted is not None
         if adopted is not None:
             adopted.hand_over(self._control)
-            _note_adopted(adopted)
+            self._note_adopted(adopted)
 
     def start(self, listeners: Sequence[Closable]) -> None:
         """Forks the refresher, which closes ``listeners`` on its side."""
@@ -176,9 +183,13 @@ class Refresher:
         self._answered.clear()
         self._send(keep_command(self._label))
 
-    def ask_for_build(self) -> None:
-        """Has everything loaded from the source again, as soon as possible."""
-        self._asked = True
+    def ask_for_build(self, *, force: bool = False) -> None:
+        """Has everything loaded from the source again, as soon as possible.
+
+        :param force: also if the table has lost most of its items
+        """
+        if force or not self._asked:
+            self._asked = FORCE if force else BUILD
 
     @property
     def readers(self) -> list[int]:
@@ -206,10 +217,12 @@ class Refresher:
             for message in self._reports.poll():
                 self._note(message)
             if self._asked:
-                self._asked = False
-                self._send(BUILD)
+                self._awaited, self._asked = self._asked, b""
+                self._send(self._awaited)
             if self._reports.closed:
                 self._news.died()
+                # The next one shall do what this one did not hear.
+                self._asked = self._asked or self._awaited
                 if time.monotonic() > self._started + LONGEST_PAUSE:
                     self._pause = FIRST_PAUSE
                 log.warning(
@@ -243,8 +256,24 @@ class Refresher:
         else:
             self._control.unlink()
 
+    def _note_adopted(self, adopted: Adopted) -> None:
+        # By the wall clock, which may have been set meanwhile.
+        age = max(0.0, time.time() - adopted.built_at)
+        size = adopted.bytes + adopted.companion_bytes
+        self._news.adopted(adopted.generation, adopted.items, size)
+        metrics.CACHE_AGE.mark(ago=age)
+        log.info(
+            "item cache generation %d taken over: %d items, %.1f MB, %.0f s old",
+            adopted.generation,
+            adopted.items,
+            adopted.bytes / 1e6,
+            age,
+        )
+
     def _note(self, message: Message) -> None:
         event = message["event"]
+        if event == "began":
+            self._awaited = b""
         if event == "prepared":
             self._answered.add(message["label"])
             log_companion(message)
@@ -254,22 +283,6 @@ class Refresher:
             if event in ("published", "changed"):
                 self._pause = FIRST_PAUSE
             self.published = self._news.note(message) or self.published
-
-
-def _note_adopted(adopted: Adopted) -> None:
-    # By the wall clock, which may have been set meanwhile.
-    age = max(0.0, time.time() - adopted.built_at)
-    metrics.CACHE_GENERATION.set(adopted.generation)
-    metrics.CACHE_ROWS.set(adopted.items)
-    metrics.CACHE_BYTES.set(adopted.bytes + adopted.companion_bytes)
-    metrics.CACHE_AGE.mark(ago=age)
-    log.info(
-        "item cache generation %d taken over: %d items, %.1f MB, %.0f s old",
-        adopted.generation,
-        adopted.items,
-        adopted.bytes / 1e6,
-        age,
-    )
 
 
 def _what_to_make(service: ServiceConfig, package: ModelPackage) -> str:

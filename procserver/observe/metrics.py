@@ -137,12 +137,17 @@ CACHE_GENERATION = _declare(
     )
 )
 CACHE_ROWS = _declare(
-    Gauge("procserver_cache_rows", "Items in the cache.", aggregation="last")
+    Gauge(
+        "procserver_cache_rows",
+        "Items in the cache, with those that changes made and without the deleted.",
+        aggregation="last",
+    )
 )
 CACHE_BYTES = _declare(
     Gauge(
         "procserver_cache_bytes",
-        "Shared memory of the item cache generation and what was generated ahead.",
+        "Shared memory of the item cache: the generation, what was generated ahead, "
+        "what was appended.",
         aggregation="last",
     )
 )
@@ -223,6 +228,7 @@ CACHE_SKIPPED = _declare(
         values=(
             *("null_key", "bad_key", "long_key", "huge_row", "duplicate_key"),
             *("bad_value", "bad_text", "long_cell", "refused_cell"),
+            *("bad_line", "bad_op", "bad_time"),
         ),
     )
 )

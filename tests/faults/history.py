@@ -20,7 +20,7 @@ class Operation:
     ``due``: when an open loop wanted to send it, else ``began``. ``status`` is 0
     where no answer came, and ``error`` says why. ``rows`` holds what the model
     returned of each item's build number; ``marks`` which model says it is. Both are
-    empty if the model returns no such thing.
+    empty if the model returns no such thing. ``delta``: changes of the generation.
     """
 
     connection: int
@@ -33,6 +33,12 @@ class Operation:
     marks: frozenset[float] = frozenset()
     due: float = 0.0
     error: str = ""
+    delta: int = 0
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """Of the item cache."""
+        return self.generation, self.delta
 
     @property
     def seconds(self) -> float:
@@ -55,6 +61,8 @@ class Promise:
     :param refreshes: (time, generation), the same for the item cache
     :param may_fail: whether an operation that was not answered may be so
     :param most_failed: how many of those there may be; None: any number
+    :param entries: rows are no builds but the last so many entries of a log, which
+        are numbers one after the other; 0: they are builds
     """
 
     order: Sequence[str] = ()
@@ -62,6 +70,7 @@ class Promise:
     refreshes: Sequence[tuple[float, int]] = ()
     may_fail: Callable[[Operation], bool] = field(default=lambda operation: False)
     most_failed: int | None = None
+    entries: int = 0
 
 
 def violations(history: Iterable[Operation], promise: Promise) -> list[str]:
@@ -73,8 +82,9 @@ def violations(history: Iterable[Operation], promise: Promise) -> list[str]:
         *_unknown(answered, promise),
         *_backwards(answered, promise),
         *_late(answered, promise),
-        *_torn(answered),
+        *_torn(answered, promise.entries),
         *_two_faced(answered),
+        *(_logs_go_back(answered) if promise.entries else []),
     ]
 
 
@@ -117,7 +127,7 @@ def _backwards(answered: Sequence[Operation], promise: Promise) -> list[str]:
         if before is not None:
             if ranks.get(one.version, 0) < ranks.get(before.version, 0):
                 found.append(f"version went back: {one} after {before}")
-            if one.generation < before.generation:
+            if one.state < before.state:
                 found.append(f"generation went back: {one} after {before}")
             if one.began < before.ended:
                 found.append(f"two requests at once on a connection: {one}, {before}")
@@ -143,20 +153,48 @@ def _late(answered: Sequence[Operation], promise: Promise) -> list[str]:
     return found
 
 
-def _torn(answered: Sequence[Operation]) -> list[str]:
+def _torn(answered: Sequence[Operation], entries: int) -> list[str]:
     """All rows of an answer come from one build, and from one model."""
     return [
-        f"torn: {one}" for one in answered if len(one.rows) > 1 or len(one.marks) > 1
+        f"torn: {one}"
+        for one in answered
+        if len(one.marks) > 1
+        or (len(one.rows) > 1 if not entries else not _follow(one.rows, entries))
     ]
 
 
+def _follow(rows: frozenset[float], entries: int) -> bool:
+    """Whether these are entries of a log, one after the other."""
+    return len(rows) == entries and max(rows) - min(rows) == entries - 1
+
+
+def _last(one: Operation) -> float:
+    """The newest entry that an answer has seen."""
+    return max(one.rows, default=0.0)
+
+
+def _logs_go_back(answered: Sequence[Operation]) -> list[str]:
+    """What began after an answer was there sees all the entries that it saw."""
+    found: list[str] = []
+    waiting = sorted(answered, key=lambda one: one.ended)
+    newest, ended = None, 0
+    for one in answered:
+        while waiting[ended].ended < one.began:
+            if newest is None or _last(waiting[ended]) > _last(newest):
+                newest = waiting[ended]
+            ended += 1
+        if newest is not None and _last(one) < _last(newest):
+            found.append(f"entries went back: {one} after {newest}")
+    return found
+
+
 def _two_faced(answered: Sequence[Operation]) -> list[str]:
-    """A generation has one content, a version one model."""
+    """A state of the cache has one content, a version one model."""
     found = []
-    builds: dict[int, frozenset[float]] = {}
+    builds: dict[tuple[int, int], frozenset[float]] = {}
     models: dict[str, frozenset[float]] = {}
     for one in answered:
-        if one.rows and builds.setdefault(one.generation, one.rows) != one.rows:
+        if one.rows and builds.setdefault(one.state, one.rows) != one.rows:
             found.append(f"generation {one.generation} with two contents: {one}")
         if one.marks and models.setdefault(one.version, one.marks) != one.marks:
             found.append(f"version {one.version} with two models: {one}")

@@ -8,6 +8,7 @@ import hmac
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from candidates import cut
-from faulty import AUTH, BODY, CANARIES, Service, carriers
+from faulty import AUTH, BODY, CANARIES, Service
 from live import ROOT
 
 from procserver.errors import Unauthorized
@@ -36,7 +37,13 @@ def guarded(shared: Make) -> Service:
         workers=1,
         env={"GUNICORN_CMD_ARGS": "--log-level debug --access-logfile -"},
     )
-    return one.start()
+    # As an operator may have it who hunts for a crash.
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        return one.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
 def path_of(service: Service) -> str:
@@ -215,9 +222,19 @@ def test_f61_secrets_stay_inside(guarded: Service) -> None:
     # The secrets are there: the service has read them.
     content = guarded.config.read_text()
     assert all(canary in content for canary in CANARIES.values())
-    for pid in carriers(guarded.name):
-        limits = Path(f"/proc/{pid}/limits").read_text()
-        assert "Max core file size" in limits
+
+
+def test_f61_nobody_leaves_a_core(guarded: Service) -> None:
+    """Neither the master nor the refresher nor a worker, whatever they were given."""
+    family = {guarded.pid, guarded.refresher, *guarded.workers_now()}
+    assert len(family) == 3
+    for pid in family:
+        (line,) = re.findall(
+            r"^Max core file size +(\S+) +(\S+)",
+            Path(f"/proc/{pid}/limits").read_text(),
+            re.MULTILINE,
+        )
+        assert line == ("0", "0")
 
 
 def test_f61_secrets_of_a_source_that_fails(service: Make) -> None:

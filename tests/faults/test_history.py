@@ -44,7 +44,32 @@ def test_a_good_history_breaks_nothing() -> None:
     check(GOOD, promise)
 
 
+LOG = [
+    one(1, 1.0, delta=3, **rows(4.0, 5.0, 6.0)),
+    one(2, 1.2, delta=4, **rows(6.0, 7.0, 5.0)),
+    # It began before the newer one had ended.
+    one(3, 1.6, delta=3, **rows(4.0, 5.0, 6.0)),
+    one(1, 2.0, generation=2, **rows(6.0, 7.0, 5.0)),
+]
+
+
+def test_a_log_that_is_followed() -> None:
+    assert violations(LOG, Promise(ORDER, entries=3)) == []
+
+
 BAD = {
+    "generation went back: ": (
+        [one(1, 1, delta=3), one(1, 2, delta=2)],
+        Promise(ORDER),
+    ),
+    "entries went back": (
+        [*LOG, one(4, 2.6, generation=2, delta=1, **rows(4.0, 5.0, 6.0))],
+        Promise(ORDER, entries=3),
+    ),
+    "torn: ": (
+        [*LOG, one(4, 2.6, generation=3, **rows(6.0, 7.0, 9.0))],
+        Promise(ORDER, entries=3),
+    ),
     "version went back": ([one(1, 1, "2"), one(1, 2, "1")], Promise(ORDER)),
     "generation went back": (
         [one(1, 1, "1", 2), one(1, 2, "2", 1)],

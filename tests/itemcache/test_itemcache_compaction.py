@@ -57,7 +57,7 @@ def test_random_events_with_compactions(
             before = reader.current()
             with folded(control, before) as (made, following):
                 assert made.rows == sum(item is not None for item in wanted.values())
-                made.publish(following.rows)
+                made.publish(following.release())
             assert read(before, KEYS) == wanted
             delta.close()
             delta = DeltaWriter(control, reader.current())
@@ -74,7 +74,7 @@ def test_older_events_come_too_late_after_a_compaction(control: ControlSegment) 
     before = CacheReader(control.name).current()
     with folded(control, before) as (made, following):
         assert following.rows == 2
-        made.publish(following.rows)
+        made.publish(following.release())
     view = CacheReader(control.name).current()
     with DeltaWriter(control, view) as delta:
         done = delta.apply(
@@ -269,7 +269,7 @@ def test_companions_are_folded(control: ControlSegment) -> None:
         assert report is not None
         assert fold_companion(control, view, fresh, "f" * 32) is None
         assert made.rows == 100
-        made.publish(following.rows)
+        made.publish(following.release())
     view = reader.current()
     assert doubles(view, range(201)) == wanted
     mapping = shm.attach(control.companion_name(view.number, DIGEST))

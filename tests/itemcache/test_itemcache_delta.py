@@ -277,7 +277,7 @@ def test_a_delta_before_its_generation_is_published(control: ControlSegment) -> 
         with DeltaWriter(control, fresh) as delta:
             delta.apply([upsert(["b"], {"n": [3]})], publish=False)
             seen.append((reader.current().number, reader.current().count))
-            writer.publish(delta.rows)
+            writer.publish(delta.release())
             delta.publish()
     view = reader.current()
     assert seen == [(1, 0)]

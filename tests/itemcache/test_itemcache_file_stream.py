@@ -106,7 +106,8 @@ def test_changes_in_order(source: ItemSource, file: Path) -> None:
         {"item_id": 7, "price": 5, "_op": "upsert"},
         {"item_id": "b", "_op": "delete"},
         {"item_id": "b", "price": 6},
-        {"item_id": "a", "price": None, "stock": [1]},
+        {"item_id": "a", "price": None, "stock": 5},
+        {"item_id": "c", "price": 1, "stock": [1]},
         {"item_id": "ü", "name": "né", "tags": ["p", "q"], "parts": {"k": 0.5}},
     )
     found = changes(source, cursor)
@@ -114,7 +115,7 @@ def test_changes_in_order(source: ItemSource, file: Path) -> None:
         [{"item_id": "a", "price": 2.5}, {"item_id": "7", "price": 5.0}],
         [
             {"item_id": "b", "price": 3.0, "stock": 4},
-            {"item_id": "a", "price": None, "stock": None},
+            {"item_id": "a", "price": None, "stock": 5},
         ],
         ["b"],
         [{"item_id": "b", "price": 6.0}],

@@ -10,6 +10,9 @@ from test_itemcache_guards import Table
 from procserver import shm
 from procserver.itemcache import adoption, inspection, refresh
 from procserver.itemcache.control import ControlSegment
+from procserver.itemcache.delta import DeltaWriter
+from procserver.itemcache.reader import CacheReader
+from procserver.itemcache.sources import Delete, Upsert
 
 
 def service_of(control: ControlSegment) -> str:
@@ -107,3 +110,22 @@ def test_an_empty_table_and_what_was_kept(control: ControlSegment) -> None:
     for name in shm.list_segments(f"/{adoption.KEPT}{service}."):
         shm.unlink(name)
     assert inspection.find(service) == []
+
+
+def test_changes_are_counted(control: ControlSegment) -> None:
+    refresh.build(Items(batch(range(100))), control, companion=Doubled())
+    generation = CacheReader(control.name).current()
+    with DeltaWriter(control, generation, makers=[Doubled()]) as delta:
+        delta.apply([Upsert(batch(range(95, 110)))])
+        delta.apply([Delete(pa.array(["i0", "i1", "i109", "nobody"]))])
+        # One that ends and comes again is one item.
+        delta.apply([Upsert(batch([1, 109]))])
+        # What is not published does not count.
+        delta.apply([Upsert(batch([500]))], publish=False)
+        assert delta.view().count_items() == 110
+    [found] = inspection.find(service_of(control))
+    for tree in (inspection.describe(found), inspection.statistics(found)):
+        assert (tree["items"], tree["rows"]) == (109, 100)
+        assert tree["delta_rows"] == 20
+        assert tree["delta_bytes"] > 0
+    assert tree["bytes"] == generation.nbytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import time
@@ -151,3 +152,37 @@ def test_a_kept_cache_outlives_a_clean_stop(launch: Launch, tmp_path: Path) -> N
     assert "5 items" in third.text()
     assert third.request("GET", "/v2/health/ready").status == 200
     third.stop()
+
+
+def test_a_damaged_delta_is_not_taken_over(launch: Launch, tmp_path: Path) -> None:
+    folder = tmp_path / "service"
+    config = tiny.write(folder, "bent", model_config={"stream": {"url": "log.jsonl"}})
+    first = launch(config).start()
+    _, before = ask(first)
+    with (folder / "log.jsonl").open("a") as file:
+        for price in range(3):
+            file.write(json.dumps({"item_id": "item_0001", "price": price + 70}) + "\n")
+
+    def changed() -> bool:
+        return not np.array_equal(ask(first)[1]["probs_ctr"], before["probs_ctr"])
+
+    wait_until(changed)
+    kill(first)
+    path = SHM / f"procserver.{first.name}.{first.pid}.1-delta"
+    text = b"item_0001"
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        # In the heap, where the id is: no header tells of it.
+        place = memory.rfind(text, 0, 64 << 20)
+        if place < 0:
+            place = memory.find(text)
+        assert place > 0
+        memory[place] ^= 1
+    second = launch(config).start()
+    assert "generation 1 taken over" in second.text()
+    told = "generation 1 cannot be used: generation 1: its delta is damaged"
+    assert told in second.text()
+    number, after = ask(second)
+    assert number == 2
+    for name, values in before.items():
+        assert np.array_equal(values, after[name])
+    second.stop()

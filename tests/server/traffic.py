@@ -131,6 +131,7 @@ class Traffic:
             rows,
             marks,
             due,
+            delta=int(answer.headers.get("x-cache-delta", 0)),
         )
 
     def since(self, start: float, end: float = float("inf")) -> list[Operation]:

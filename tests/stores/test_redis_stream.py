@@ -65,7 +65,8 @@ def test_changes_in_order(source: ItemSource, client: Any) -> None:
     client.xadd(KEY, {"item_id": "b", "_op": "delete"})
     client.xadd(KEY, {"item_id": "b", "price": "6"})
     client.xadd(KEY, {"item_id": "d", "price": "7"})
-    client.xadd(KEY, {"item_id": "a", "price": "", "stock": "x"})
+    client.xadd(KEY, {"item_id": "a", "price": "", "stock": ""})
+    client.xadd(KEY, {"item_id": "c", "price": "1", "stock": "x"})
     found = changes_of(source, cursor)
     assert shape(found.steps) == [
         [{"item_id": "a", "price": 2.5}, {"item_id": "c", "price": 5.0}],

@@ -87,6 +87,7 @@ class EntryReader:
     ) -> list[Upsert | Delete]:
         """Own times (microseconds) and fields of entries as changes.
 
+        One with a value that cannot be read is left out: what is known is better.
         Entries of the same columns are put together as long as none of them is about
         an item that an entry in between is about.
         """
@@ -155,14 +156,22 @@ class _Group:
         if self._columns is None:
             return Delete(ids, times)
         columns = {key: ids}
+        unread = np.zeros(len(ids), dtype=np.bool_)
         for name in sorted(self._columns):
             text = name.decode()
             if text == key:
                 continue
             cells = [fields[name] for fields in self._fields]
             columns[text], bad = to_array(cells, arrow_type(schema[text]))
-            skipped["bad_value"] += bad
-        return Upsert(pa.RecordBatch.from_pydict(columns), times)
+            if bad:
+                # No text at all is null, and nothing bad.
+                unread |= np.asarray(columns[text].is_null()) & [bool(c) for c in cells]
+        batch = pa.RecordBatch.from_pydict(columns)
+        if unread.any():
+            skipped["bad_value"] += int(unread.sum())
+            batch = batch.filter(pa.array(~unread))
+            times = None if times is None else times[~unread]
+        return Upsert(batch, times)
 
 
 def _time(text: bytes | None) -> int | None:
