@@ -217,9 +217,10 @@ class DeltaWriter:
         With ``publish`` readers see them all at once when this returns; otherwise
         with the next publication. Several events of one item make one record.
 
-        :raises DeltaFull: if there is no room; nothing has been changed then
-        :raises SourceError: if a step has no key column, shared memory does not
-            suffice, or the steps are too large for an empty delta
+        :raises DeltaFull: if there is no room; nothing has been changed then. Of an
+            empty delta: they are too large for any
+        :raises SourceError: if a step has no key column, or shared memory does not
+            suffice
         """
         before = self._written
         total = Applied()
@@ -338,8 +339,6 @@ class DeltaWriter:
             or segment.heap_used + heap > segment.heap_room
         ):
             detail = f"{records} records with {heap} bytes beside {self._written}"
-            if self._written == 0:
-                raise SourceError(f"changes too large for a delta: {detail}")
             raise DeltaFull(f"delta of generation {self.number} is full: {detail}")
         segment.grow(records, heap)
 

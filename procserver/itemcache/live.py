@@ -37,6 +37,8 @@ Step = Upsert | Delete
 # PERF: rows that become visible by one publication; more would keep the gate, and
 # with it a successor that is ready, waiting.
 SLICE_ROWS = 16_384
+# And bytes of them, as the source brought them.
+SLICE_BYTES = 32 << 20
 # What a tee may hold; beyond it the successor reads from the source again.
 TEE_BYTES = 256 << 20
 # A tee that holds less than this is emptied while the gate is held.
@@ -44,16 +46,18 @@ LAST_ROWS = 16_384
 
 
 def sliced(steps: Sequence[Step]) -> Iterator[Step]:
-    """The steps in pieces of at most ``SLICE_ROWS`` rows."""
+    """The steps in pieces of at most ``SLICE_ROWS`` rows, and some bytes."""
     for step in steps:
-        rows = len(step.keys) if isinstance(step, Delete) else step.batch.num_rows
-        for start in range(0, rows, SLICE_ROWS):
-            part = slice(start, start + SLICE_ROWS)
+        rows = step_rows(step)
+        pieces = max(-(-rows // SLICE_ROWS), -(-_step_bytes(step) // SLICE_BYTES))
+        each = max(1, -(-rows // max(1, pieces)))
+        for start in range(0, rows, each):
+            part = slice(start, start + each)
             times = None if step.times is None else step.times[part]
             if isinstance(step, Delete):
                 yield Delete(step.keys[part], times)
             else:
-                yield Upsert(step.batch.slice(start, SLICE_ROWS), times)
+                yield Upsert(step.batch.slice(start, each), times)
 
 
 def step_rows(step: Step) -> int:

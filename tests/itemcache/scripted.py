@@ -68,6 +68,8 @@ class Store:
     log: list[Event] = field(default_factory=list)
     first: int = 0
     clock: int = 0
+    # An answer of upserts alone is one step.
+    in_one: bool = False
     failing: set[str] = field(default_factory=set)
     # Cleared: whoever comes to the place waits there.
     gates: dict[str, threading.Event] = field(default_factory=dict)
@@ -150,8 +152,15 @@ class Scripted:
             store.changed.wait_for(lambda: len(store.log) > cursor, wait)
             events = store.log[cursor : cursor + store.limit]
             more = cursor + len(events) < len(store.log)
+        steps = [self._step(event) for event in events]
+        if store.in_one and steps:
+            rows = [step.batch for step in steps if isinstance(step, Upsert)]
+            assert len(rows) == len(steps)
+            times = [step.times for step in steps if step.times is not None]
+            one = pa.Table.from_batches(rows).combine_chunks().to_batches()[0]
+            steps = [Upsert(one, np.concatenate(times) if times else None)]
         return Changes(
-            [self._step(event) for event in events],
+            steps,
             cursor + len(events),
             newest=time.time() if events else None,
             more=more if store.tells_more else None,

@@ -203,7 +203,7 @@ def test_a_full_delta_changes_nothing(control: ControlSegment) -> None:
     generation = build(control, Oracle(), ["a", "b"])
     with DeltaWriter(control, generation, capacity=10) as writer:
         many = [f"k{i}" for i in range(11)]
-        with pytest.raises(SourceError, match="too large"):
+        with pytest.raises(DeltaFull, match=r"11 records with .* beside 0"):
             writer.apply([upsert(many, {})])
         writer.apply([upsert([f"k{i}"], {"n": [i]}) for i in range(6)])
         assert (writer.rows, writer.fullness) == (6, 0.6)

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from scripted import QUICK, SECONDS, Loop, Store, eventually, failure
 from test_itemcache_companion import Doubled
@@ -21,7 +23,7 @@ from procserver.itemcache import building, live, refresh
 from procserver.itemcache.commands import keep_command, make_command
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.reader import CacheReader
-from procserver.itemcache.sources import Changes
+from procserver.itemcache.sources import Changes, Delete, Upsert
 
 Start = Callable[..., Loop]
 
@@ -441,6 +443,43 @@ def test_a_full_delta_is_folded_before_anything_else_is_applied(
     eventually(lambda: loop.value("i499") == 4990)
     for n in range(1, 500):
         assert loop.value(f"i{n}") == 10 * n
+
+
+def test_a_change_that_no_delta_can_hold_is_loaded(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = functools.partial(live.DeltaWriter, capacity=64)
+    monkeypatch.setattr(live, "DeltaWriter", small)
+    store = Store(items={"a": {"v": 0}}, limit=1000, in_one=True)
+    loop = start(store)
+    loop.built()
+    with store.changed:
+        for n in range(100):
+            store.put(f"i{n}", v=n)
+    eventually(lambda: loop.value("i99") == 99)
+    assert store.calls["batch"] >= 2
+    assert all(loop.value(f"i{n}") == n for n in range(100))
+    store.put("i5", v=50)
+    eventually(lambda: loop.value("i5") == 50)
+
+
+def test_many_bytes_are_applied_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "SLICE_BYTES", 1000)
+    monkeypatch.setattr(live, "SLICE_ROWS", 40)
+    ids = [f"{n:03}" for n in range(100)]
+    table = pa.record_batch({"id": ids, "text": ["x" * 100] * 100})
+    steps = [
+        Upsert(table, np.arange(100)),
+        Upsert(table.select(["id"])),
+        Upsert(table.slice(0, 0)),
+        Delete(pa.array(ids[:2])),
+    ]
+    pieces = list(live.sliced(steps))
+    assert [live.step_rows(piece) for piece in pieces] == [9] * 11 + [1, 34, 34, 32, 2]
+    again = pa.Table.from_batches([p.batch for p in pieces[:12]])
+    assert again.equals(pa.Table.from_batches([table]))
+    times = np.concatenate([p.times for p in pieces[:12]])
+    assert times.tolist() == list(range(100))
 
 
 def killed(control: ControlSegment, store: Store, until: Callable[[], object]) -> None:
