@@ -172,7 +172,7 @@ class Table:
         with DeltaWriter(self.control, fresh, expiry=self.expiry) as delta:
             if before is not None:
                 delta.inherit(before)
-            made.writer.publish(delta.rows)
+            made.writer.publish(delta.release())
         made.writer.close()
         assert made.at is not None
         self.expiry.loaded(made.at, FULL, follows=True)

@@ -49,7 +49,7 @@ def loaded(
 
 def load(control: ControlSegment, step: Any, schema: dict[str, Kind] = SCHEMA) -> None:
     with loaded(control, step, schema) as (writer, delta):
-        writer.publish(delta.rows)
+        writer.publish(delta.release())
 
 
 def apply(control: ControlSegment, *steps: Any) -> tuple[int, int, int]:
@@ -146,7 +146,7 @@ def test_times_survive_a_compaction_after_a_load(control: ControlSegment) -> Non
     load(control, LOADED)
     apply(control, upsert(["b"], {"n": [20]}, [20]))
     with folded(control, CacheReader(control.name).current()) as (made, following):
-        made.publish(following.rows)
+        made.publish(following.release())
     late = upsert(["a", "b"], {"n": [5, 5]}, [5, 5])
     assert apply(control, late) == (0, 0, 2)
 
@@ -174,7 +174,7 @@ def test_what_is_heard_while_a_load_runs_is_known_too(control: ControlSegment) -
                 delta.remember(ids, known)
                 delta.remember(ids, known)
             assert delta.rows == 3, "once each, and not what the load lacks"
-            writer.publish(delta.rows)
+            writer.publish(delta.release())
     found = read(CacheReader(control.name).current(), ["a", "b", "c", "x"])
     assert found["x"] is None
     assert [found[key]["n"] for key in "abc"] == [1, 2, 3]  # type: ignore[index]
@@ -237,14 +237,14 @@ def test_loads_among_events(
             with loaded(control, step) as (writer, following):
                 # Those since the snapshot, which the old one has seen already.
                 following.apply(since, publish=False)
-                writer.publish(following.rows)
+                writer.publish(following.release())
             since = []
         elif act == "fold":
             with folded(control, CacheReader(control.name).current()) as (
                 made,
                 following,
             ):
-                made.publish(following.rows)
+                made.publish(following.release())
         if act != "events":
             delta.close()
             delta = DeltaWriter(control, CacheReader(control.name).current())
@@ -294,7 +294,7 @@ def left_by_a_dead_owner(service: str) -> None:
             event = batch({"a": {"v": 2}})
             apply(control, Upsert(event.select(["id", "v"]), np.array([100])))
             with folded(control, CacheReader(control.name).current()) as (made, delta):
-                made.publish(delta.rows)
+                made.publish(delta.release())
             event = batch({"b": {"v": 2}})
             apply(control, Upsert(event.select(["id", "v"]), np.array([100])))
             apply(control, delete(["c"], [100]))
