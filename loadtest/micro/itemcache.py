@@ -274,7 +274,7 @@ def main() -> None:
         results = {
             "int": time_reads(control, items, text=False),
             "text": time_reads(control, items, text=True),
-            "build": time_build(control, min(items, 300_000)),
+            "build": time_build(control, min(items, 2_000_000)),
             "updates": time_updates(control, min(items, 300_000)),
         }
     finally:
