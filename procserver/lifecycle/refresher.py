@@ -328,10 +328,12 @@ def _run_child(
     signal.signal(signal.SIGUSR1, lambda signum, frame: reopen_logs())
     # NOTE: these import pyarrow, which starts threads: never in the master.
     from procserver.itemcache.guards import Limits
+    from procserver.itemcache.loading import give_memory_back
     from procserver.itemcache.refresh import run
     from procserver.itemcache.sources import open_source
     from procserver.lifecycle.companion import open_maker, open_told
 
+    give_memory_back()
     try:
         maker = open_maker(service, package)
     except ProcserverError as error:

@@ -46,6 +46,9 @@ class Table:
             columns=list(dict.fromkeys((self.key, *self.columns))),
             batch_size=BATCH_ROWS,
             batch_readahead=READ_AHEAD,
+            # PERF: one thread decodes while another packs; with more of them decoded
+            # row groups pile up in front of the packing.
+            use_threads=False,
             fragment_readahead=2,
         )
         try:
