@@ -237,11 +237,14 @@ class Service(LiveServer):
         return self.last_reload()
 
     def refresh(self, build: int) -> None:
-        """New items, and a generation of them."""
-        before = self.generation()
+        """New items, until they are served.
+
+        A generation of older items may come first: a load that failed before is
+        tried again at any moment.
+        """
         self.new_items(build)
         self.ask_for_load()
-        wait_until(lambda: self.generation() > before)
+        wait_until(lambda: set(self.outputs()["build"]) == {float(build)})
 
     def ask_for_load(self) -> None:
         """What ``procserver refresh`` does."""
