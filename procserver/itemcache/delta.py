@@ -107,7 +107,8 @@ class DeltaWriter:
             self._generation = generation.at(0, self._segment.delta)
             self._written = self._published
             self._segment.resume(self._written)
-            self._segment.verify()
+            if not self._segment.is_right():
+                raise SourceError(f"generation {self.number}: its delta is damaged")
             self._ids = self._segment.overlay.repair(self._published)
             if self._published:
                 truncate(control, generation.number, self._published)
@@ -180,6 +181,8 @@ class DeltaWriter:
             graves = self._segment.overlay.graves(self._written)
             if self._extend(companion, self.view(), graves):
                 self._companions.append(companion)
+                if self._published == self._written:
+                    companion.sign()
         except ServiceError as error:
             self._complain(error)
 
@@ -261,16 +264,21 @@ class DeltaWriter:
         ):
             return
         hit("delta.publish")
-        self._segment.sign()
+        self._sign()
         self._control.publish(self.number, self._table, self._written)
         self._published = self._written
         hit("delta.publish")
 
     def release(self) -> int:
         """How many records whoever publishes the generation now is to publish."""
-        self._segment.sign()
+        self._sign()
         self._published = self._written
         return self._written
+
+    def _sign(self) -> None:
+        self._segment.sign()
+        for companion in self._companions:
+            companion.sign()
 
     def forget(self) -> None:
         """Takes back what was written and not published."""

@@ -50,7 +50,7 @@ class DeltaSegment:
         plan = self._plan = self.delta.plan
         self.written = 0
         self.heap_end = plan.heap
-        self._signature = Signature(self.mapping, plan.records, plan.heap)
+        self._signature = self._unsigned()
         # Where memory ends that has been taken, in each part.
         self._taken = {"links": plan.links, "records": plan.records, "heap": plan.heap}
 
@@ -129,23 +129,33 @@ class DeltaSegment:
         self.mapping.store(self._plan.directory + 8, count)
 
     def resume(self, count: int) -> None:
-        """Goes on behind the first ``count`` records."""
+        """Goes on behind the first ``count`` records.
+
+        :raises SourceError: if there are not so many, or the last is damaged
+        """
         self.written = count
         self.heap_end = self._plan.heap
         if count:
-            self.heap_end = self.delta.records.heap_end(count - 1)
+            try:
+                self.heap_end = self.delta.records.heap_end(count - 1)
+            except (IndexError, ValueError) as error:
+                raise SourceError(f"{self.name}: {error}") from error
 
     def sign(self) -> None:
         """Before what has been written is published."""
         self._signature.sign(self.written, self.room())
 
-    def verify(self) -> None:
-        """Compares the checksum of what has been published (1 to 10 GB/s).
+    def is_right(self) -> bool:
+        """Whether what has been published is what was signed (1 to 10 GB/s)."""
+        return not self.written or self._signature.is_right(self.written, self.room())
 
-        :raises SourceError: if it is not what was signed
-        """
-        if self.written and not self._signature.is_right(self.written, self.room()):
-            raise SourceError(f"generation {self.delta.number}: its delta is damaged")
+    def clear(self) -> None:
+        """Goes on with nothing, whatever has been written and signed."""
+        self.resume(0)
+        self._signature = self._unsigned()
+
+    def _unsigned(self) -> Signature:
+        return Signature(self.mapping, self._plan.records, self._plan.heap)
 
     def room(self) -> tuple[int, int]:
         """Where the next record goes, and its heap bytes."""
@@ -287,7 +297,9 @@ class DeltaCompanion:
             heap = generation.delta.header.size if generation.delta else 0
             segment = DeltaSegment.create(name, base, capacity, 0, heap)
         made = cls(segment, following, following.inputs(generation.schema))
-        made.resume(generation.count)
+        if not made.is_right(generation.count):
+            # SAFETY: damaged, or its writer died before it was signed.
+            made.clear()
         return made
 
     @property
@@ -300,6 +312,25 @@ class DeltaCompanion:
         made = min(self._segment.made, count)
         self._segment.made = made
         self._segment.resume(made)
+
+    def is_right(self, count: int) -> bool:
+        """Whether the first ``count`` records are what was signed; goes on behind
+        them then.
+        """
+        try:
+            self.resume(count)
+        except SourceError:
+            return False
+        return self._segment.is_right()
+
+    def clear(self) -> None:
+        """Forgets all records; they are generated anew."""
+        self._segment.made = 0
+        self._segment.clear()
+
+    def sign(self) -> None:
+        """Before the records that it was made of are published."""
+        self._segment.sign()
 
     def extend(self, view: Generation, graves: NDArray[np.uint8]) -> None:
         """Generates for the records that are new.

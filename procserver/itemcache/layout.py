@@ -100,8 +100,8 @@ writer died, or gave up) is overwritten.
 
 Delta of a companion, ``...<generation>-<digest>-delta``: what was generated of the
 delta's records, with the same numbers; flags 6 = companion, delta; no overlay and no
-links. Written before the count is published. Where it ends early (its second
-directory word), what is behind it is generated when it is asked for.
+links; signed like a delta. Written before the count is published. Where it ends early
+(its second directory word), what is behind it is generated when it is asked for.
 
 A row's heap bytes are the id's text (if it is no integer), the variable cells
 in column order, and stamps (event times; see cython_ext/cache_stamps.pxd) if it

@@ -127,7 +127,7 @@ class Makers:
         """Whether a refresher before this one has made it; a damaged one goes."""
         name = self._live.control.companion_name(state.generation.number, maker.digest)
         try:
-            Companion(shm.attach(name))
+            Companion(shm.attach(name)).verify()
         except FileNotFoundError:
             return False
         except ServiceError:

@@ -18,6 +18,7 @@ from procserver import shm
 from procserver.itemcache import adoption, layout, refresh
 from procserver.itemcache.control import ControlSegment
 from procserver.itemcache.live import Live
+from procserver.itemcache.making import Makers
 from procserver.itemcache.reader import CacheReader
 
 SOURCE = "0123456789abcdef"
@@ -197,6 +198,32 @@ def test_a_damaged_companion_stays_behind(service: str) -> None:
     adopted.hand_over(control)
     generation = CacheReader(control.name, digest=DIGEST).current()
     assert generation.companion is None
+    control.unlink()
+
+
+def test_a_damaged_body_of_a_companion_is_made_again(service: str) -> None:
+    pid = leave(service, 1000)
+    path = part(service, pid, f"1-{DIGEST[:12]}")
+    flip(path, path.stat().st_size // 2)
+    adopted = adoption.take_over(service, SOURCE)
+    assert adopted is not None
+    control = ControlSegment.create(service)
+    adopted.hand_over(control)
+    live = Live(control)
+    state = live.attach()
+    assert state is not None
+    maker = Doubled()
+    assert Makers(live, maker).equip(state)["pregenerated"] == 1
+    generation = CacheReader(control.name, digest=DIGEST).current()
+    assert generation.companion is not None
+    generation.companion.verify()
+    rows = generation.lookup(Column.from_texts(["i5", "i999"]))
+    made = generation.companion.gather(rows, ["double"])["double"]
+    assert made.to_pylist() == [10, 1998]
+    # A sound one is not.
+    again = live.attach()
+    assert again is not None
+    assert Makers(live, maker).equip(again) == {}
     control.unlink()
 
 
