@@ -16,6 +16,7 @@ from posix.mman cimport (
     PROT_READ,
     PROT_WRITE,
     mmap,
+    mprotect,
     munmap,
 )
 
@@ -94,6 +95,18 @@ cdef class Mapping:
     @property
     def writable(self) -> bool:
         return self.writable
+
+    def protect(self) -> None:
+        """Makes the map read-only in this process, for good.
+
+        :raises BufferError: while a buffer of the map is exported
+        :raises OSError: if the kernel refuses
+        """
+        if self.exports:
+            raise BufferError("the map has exported buffers")
+        if mprotect(self.base, self.size, PROT_READ) != 0:
+            PyErr_SetFromErrno(OSError)
+        self.writable = False
 
     def resize(self, int64_t size) -> None:
         """Maps ``size`` bytes of the same file from now on; may move.

@@ -51,7 +51,8 @@ class ControlSegment:
 
     The owner (the master) creates it and unlinks it at the end; its refresher,
     the only writer, inherits it over fork; workers open it read-only by name.
-    Numbers only ever grow, so a reader never goes back to an older generation.
+    What a worker inherits it makes read-only (:meth:`protect`). Numbers only ever
+    grow, so a reader never goes back to an older generation.
     """
 
     def __init__(self, name: str, mapping: Mapping) -> None:
@@ -102,6 +103,10 @@ class ControlSegment:
         if len(mapping) != layout.CONTROL_BYTES:
             raise SourceError(f"shared memory {name} is no control segment")
         return cls(name, mapping)
+
+    def protect(self) -> None:
+        """Makes the map read-only in this process, which has inherited it."""
+        self._mapping.protect()
 
     def generation_name(self, number: int) -> str:
         """Name of the segment of a generation."""

@@ -132,6 +132,10 @@ class Refresher:
         log.info("refresher started (pid %d)", pid)
         self._is_adopted = False
 
+    def in_worker(self) -> None:
+        """Called in a worker, which has nothing to write here."""
+        self._control.protect()
+
     def wait_for_first_generation(self) -> None:
         """Blocks until a generation is published: an empty one, if the first build
         fails and the source is not required.

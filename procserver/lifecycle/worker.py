@@ -279,6 +279,8 @@ def post_fork(server: Any, worker: Worker) -> None:
     for other in state.members.values():
         if other is not member:
             other.reports.close()
+    if state.refresher is not None:
+        state.refresher.in_worker()
     state.release = member.release
     worker.lines = _lines(state)
     host = state.service.host

@@ -58,6 +58,38 @@ print("written")
     assert "written" not in done.stdout
 
 
+def test_a_map_becomes_read_only(fd: int) -> None:
+    one, other = Mapping(fd, 4096, writable=True), Mapping(fd, 4096, writable=True)
+    view = memoryview(one)
+    with pytest.raises(BufferError, match="exported"):
+        one.protect()
+    view.release()
+    one.store(8, 5)
+    one.protect()
+    assert not one.writable
+    with pytest.raises(BufferError, match="read-only"):
+        one.store(8, 6)
+    other.store(8, 7)
+    assert one.load(8) == 7
+    script = """
+import ctypes, os
+import numpy as np
+from cython_ext.shm import Mapping
+fd = os.memfd_create("t"); os.posix_fallocate(fd, 0, 4096)
+m = Mapping(fd, 4096, writable=True)
+address = np.frombuffer(m, dtype=np.uint8).ctypes.data
+ctypes.memset(address, 1, 1)
+print("written", flush=True)
+m.protect()
+ctypes.memset(address, 1, 1)
+print("again")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "written\n")
+
+
 def test_what_is_written_copy_on_write_stays_here(fd: int) -> None:
     writer = Mapping(fd, 4096, writable=True)
     memoryview(writer)[:3] = b"abc"
