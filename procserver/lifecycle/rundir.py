@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,11 @@ from procserver.shm import Owner, is_alive, this_process
 
 PID_FILE = "master.pid"
 LOCK_FILE = "master.lock"
+LOCK_BYTES = 64
+# How often, and after how many seconds, the lock's file is read again for the one who
+# has just got it.
+TRIES = 50
+PAUSE = 0.01
 
 
 class Lock:
@@ -52,15 +58,18 @@ class Lock:
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            text = os.pread(fd, 64, 0).decode(errors="replace")
-            os.close(fd)
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise ServiceError(f"{self._state_dir}: {error.strerror}") from error
-            raise self._in_use(_parse(text)) from None
+            try:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise ServiceError(
+                        f"{self._state_dir}: {error.strerror}"
+                    ) from error
+                raise self._in_use(_holder(fd)) from None
+            finally:
+                os.close(fd)
         self._fd = fd
         self.is_held = True
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, _text(this_process()).encode(), 0)
+        # Always as long: a reader sees who was there before, or this.
+        os.pwrite(fd, _text(this_process()).ljust(LOCK_BYTES, "\n").encode(), 0)
 
     def _in_use(self, owner: Owner | None) -> StateInUse:
         who = "another process" if owner is None else f"process {owner.pid}"
@@ -75,6 +84,17 @@ class Lock:
         if self.is_held:
             self.is_held = False
             os.close(self._fd)
+
+
+def _holder(fd: int) -> Owner | None:
+    """Who has the lock: whoever gets it writes that at once."""
+    owner = None
+    for _ in range(TRIES):
+        owner = _parse(os.pread(fd, LOCK_BYTES, 0).decode(errors="replace"))
+        if owner is not None and is_alive(owner):
+            break
+        time.sleep(PAUSE)
+    return owner
 
 
 def write_pid(state_dir: Path) -> None:

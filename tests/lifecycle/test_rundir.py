@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from procserver.errors import ServiceError, StateInUse
 from procserver.lifecycle.rundir import Lock
+from procserver.shm import this_process
 
 SECONDS = 30.0
 
@@ -57,6 +59,57 @@ def test_only_one_process_has_the_lock(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "master.lock").read_text().split()[0] == str(os.getpid())
     lock.release()
     assert not lock.is_held
+
+
+def test_a_holder_that_has_not_said_so_yet_is_waited_for(tmp_path: Path) -> None:
+    """Between getting the lock and writing who has it is a moment."""
+
+    def hold(writer: int) -> None:
+        file = (tmp_path / "run" / "master.lock").open("r+")
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        os.write(writer, b"x")
+        time.sleep(0.1)
+        me = this_process()
+        os.pwrite(file.fileno(), f"{me.pid}\n{me.started}\n".encode(), 0)
+        time.sleep(SECONDS)
+
+    for before in ("", "1\n1\n"):
+        lock = tmp_path / "run" / "master.lock"
+        lock.parent.mkdir(exist_ok=True)
+        lock.write_text(before)
+        pid, reader = in_child(hold)
+        assert os.read(reader, 1) == b"x"
+        os.close(reader)
+        with pytest.raises(StateInUse, match=f"process {pid} serves from"):
+            Lock(tmp_path).take()
+        end(pid)
+
+
+def test_who_has_the_lock_can_be_read_at_any_moment(tmp_path: Path) -> None:
+    """Masters come and go while somebody reads; none finds half of it."""
+
+    def take(writer: int) -> None:
+        lock = Lock(tmp_path)
+        stop = time.monotonic() + 0.5
+        while time.monotonic() < stop:
+            lock.take()
+            lock.release()
+        os.write(writer, b"x")
+
+    lock = Lock(tmp_path)
+    lock.take()
+    lock.release()
+    pid, reader = in_child(take)
+    os.set_blocking(reader, False)
+    reads = 0
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        found = (tmp_path / "run" / "master.lock").read_text().split()
+        assert found[0] in (str(os.getpid()), str(pid))
+        assert len(found) == 2
+        reads += 1
+    assert reads > 10
+    assert os.read(reader, 1) == b"x"
+    os.close(reader)
 
 
 def test_a_dead_holder_s_child_does_not_have_it(tmp_path: Path) -> None:
