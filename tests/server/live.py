@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import os
@@ -18,6 +19,16 @@ ROOT = Path(__file__).resolve().parents[2]
 SHM = Path("/dev/shm")
 BOOT_SECONDS = 180.0
 STOP_SECONDS = 60.0
+# Kept, so that one that a failed test has left is neither collected nor left behind.
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@atexit.register
+def _end_all() -> None:
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def free_port() -> int:
@@ -94,6 +105,7 @@ class LiveServer:
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
+        STARTED.append(self.process)
         if self.core is not None:
             os.sched_setaffinity(self.pid, {self.core})
         return self
