@@ -46,6 +46,9 @@ class Admission(Protocol):
         :raises QueueFull: if ``rpc.max_queue_size`` requests are waiting
         """
 
+    def inside(self) -> int:
+        """Requests inside the whole service, all that wait included."""
+
     def turn(self, deadline: float) -> AbstractContextManager[None]:
         """A place among those that are processed.
 
@@ -58,6 +61,9 @@ class Unlimited:
 
     def enter(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def inside(self) -> int:
+        return 0
 
     def turn(self, deadline: float) -> AbstractContextManager[None]:
         return nullcontext()
@@ -142,7 +148,7 @@ def create_app(service: Service) -> falcon.App[falcon.Request, falcon.Response]:
     app.add_route("/v2/health/ready", Ready(service))
     if service.health_path is not None:
         app.add_route(service.health_path, Ready(service))
-    app.add_route("/metrics", Metrics())
+    app.add_route("/metrics", Metrics(service))
     app.add_error_handler(Exception, _on_exception)
     app.add_error_handler(RequestError, _on_request_error)
     app.set_error_serializer(_serialize_http_error)
@@ -320,7 +326,11 @@ class Metrics:
     Open like the health checks: it tells nothing about people or requests.
     """
 
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        metrics.INSIDE.set(self._service.admission.inside())
         resp.content_type = exposition.CONTENT_TYPE
         resp.data = exposition.render()
 

@@ -98,6 +98,14 @@ IN_FLIGHT = _declare(
         per_process=True,
     )
 )
+INSIDE = _declare(
+    Gauge(
+        "procserver_requests_inside",
+        "Predict requests inside the service, waiting ones included: more than "
+        "worker_threads + max_queue_size are refused.",
+        aggregation="last",
+    )
+)
 SLOW_REQUESTS = _declare(
     Counter(
         "procserver_slow_requests_total",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -17,15 +16,11 @@ WAITING = 6
 
 
 class Crowd:
-    """Requests at the same time, each on a connection of its own.
+    """Requests at the same time, each on a connection of its own."""
 
-    While it is ``gathering``, what is refused is asked again.
-    """
-
-    def __init__(self, service: Service, count: int, *, gathering: bool = False):
+    def __init__(self, service: Service, count: int) -> None:
         self.statuses: list[int] = []
         self.broken: list[str] = []
-        self.gathering = gathering
         self._service = service
         self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
         for thread in self._threads:
@@ -33,11 +28,7 @@ class Crowd:
 
     def _ask(self) -> None:
         try:
-            status = self._service.predict().status
-            while status == 450 and self.gathering:
-                time.sleep(0.02)
-                status = self._service.predict().status
-            self.statuses.append(status)
+            self.statuses.append(self._service.predict().status)
         except (OSError, http.client.HTTPException) as error:
             self.broken.append(repr(error))
 
@@ -45,17 +36,6 @@ class Crowd:
         for thread in self._threads:
             thread.join(2 * DEADLINE)
         assert not any(thread.is_alive() for thread in self._threads)
-
-
-def stays_full(service: Service) -> bool:
-    """Whether as many requests are inside as may be, for so long that all looks
-    before have left.
-    """
-    for _ in range(5):
-        if not is_full(service):
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def is_full(service: Service) -> bool:
@@ -77,12 +57,13 @@ def test_f01_who_waits_survives_a_killed_worker(service: Make) -> None:
     rpc = {"worker_threads": 2, "max_queue_size": WAITING, "keepalive": 60_000}
     one = service("good", faults="", metadata={"rpc": rpc}).start()
     one.arm("model.run:1+:delay=6")
-    crowd = Crowd(one, 2 + WAITING, gathering=True)
-    wait_until(lambda: stays_full(one))
-    crowd.gathering = False
+    crowd = Crowd(one, 2 + WAITING)
+    wait_until(lambda: one.metric("procserver_requests_inside") == 2 + WAITING)
+    assert is_full(one)
     one.kill(one.ready_workers()[0])
     one.arm("")
     crowd.wait()
+    wait_until(lambda: one.metric("procserver_requests_inside") == 0)
     # What it was computing is lost, and nothing else.
     assert len(crowd.broken) <= 1, crowd.broken
     assert crowd.statuses == [200] * (2 + WAITING - len(crowd.broken))
