@@ -58,7 +58,14 @@ def work(server: LiveServer, seconds: float) -> bytes:
 
 
 def slow_service(folder: Path, **rpc: int) -> Path:
-    config = tiny.write_bypass(folder, "bare", metadata={"name": "bare", "rpc": rpc})
+    # NOTE: two threads of one product wait for each other; where somebody else has a
+    # core too, that takes 40 times as long, until he leaves.
+    config = tiny.write_bypass(
+        folder,
+        "bare",
+        metadata={"name": "bare", "rpc": rpc},
+        model_config={"intra_op_parallelism_threads": 1},
+    )
     torch.jit.script(Busy()).save(str(folder / "doubler.pt"))
     return config
 
