@@ -107,8 +107,7 @@ class DeltaWriter:
             self._generation = generation.at(0, self._segment.delta)
             self._written = self._published
             self._segment.resume(self._written)
-            if not self._segment.is_right():
-                raise SourceError(f"generation {self.number}: its delta is damaged")
+            self._segment.verify()
             self._ids = self._segment.overlay.repair(self._published)
             if self._published:
                 truncate(control, generation.number, self._published)

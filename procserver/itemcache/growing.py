@@ -145,9 +145,13 @@ class DeltaSegment:
         """Before what has been written is published."""
         self._signature.sign(self.written, self.room())
 
-    def is_right(self) -> bool:
-        """Whether what has been published is what was signed (1 to 10 GB/s)."""
-        return not self.written or self._signature.is_right(self.written, self.room())
+    def verify(self) -> None:
+        """Compares the checksum of what has been published (1 to 10 GB/s).
+
+        :raises SourceError: if it is not what was signed
+        """
+        if self.written and not self._signature.is_right(self.written, self.room()):
+            raise SourceError(f"generation {self.delta.number}: its delta is damaged")
 
     def clear(self) -> None:
         """Goes on with nothing, whatever has been written and signed."""
@@ -297,7 +301,10 @@ class DeltaCompanion:
             heap = generation.delta.header.size if generation.delta else 0
             segment = DeltaSegment.create(name, base, capacity, 0, heap)
         made = cls(segment, following, following.inputs(generation.schema))
-        if not made.is_right(generation.count):
+        try:
+            made.resume(generation.count)
+            segment.verify()
+        except SourceError:
             # SAFETY: damaged, or its writer died before it was signed.
             made.clear()
         return made
@@ -312,16 +319,6 @@ class DeltaCompanion:
         made = min(self._segment.made, count)
         self._segment.made = made
         self._segment.resume(made)
-
-    def is_right(self, count: int) -> bool:
-        """Whether the first ``count`` records are what was signed; goes on behind
-        them then.
-        """
-        try:
-            self.resume(count)
-        except SourceError:
-            return False
-        return self._segment.is_right()
 
     def clear(self) -> None:
         """Forgets all records; they are generated anew."""

@@ -58,14 +58,12 @@ class Lock:
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            try:
-                if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    raise ServiceError(
-                        f"{self._state_dir}: {error.strerror}"
-                    ) from error
-                raise self._in_use(_holder(fd)) from None
-            finally:
-                os.close(fd)
+            is_taken = error.errno in (errno.EACCES, errno.EAGAIN)
+            owner = _holder(fd) if is_taken else None
+            os.close(fd)
+            if not is_taken:
+                raise ServiceError(f"{self._state_dir}: {error.strerror}") from error
+            raise self._in_use(owner) from None
         self._fd = fd
         self.is_held = True
         # Always as long: a reader sees who was there before, or this.

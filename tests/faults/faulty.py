@@ -242,9 +242,11 @@ class Service(LiveServer):
         A generation of older items may come first: a load that failed before is
         tried again at any moment.
         """
+        before = self.generation()
         self.new_items(build)
         self.ask_for_load()
         wait_until(lambda: set(self.outputs()["build"]) == {float(build)})
+        assert self.generation() > before
 
     def ask_for_load(self) -> None:
         """What ``procserver refresh`` does."""

@@ -100,7 +100,6 @@ def test_who_has_the_lock_can_be_read_at_any_moment(tmp_path: Path) -> None:
     lock.take()
     lock.release()
     pid, reader = in_child(take)
-    os.set_blocking(reader, False)
     reads = 0
     while os.waitpid(pid, os.WNOHANG) == (0, 0):
         found = (tmp_path / "run" / "master.lock").read_text().split()

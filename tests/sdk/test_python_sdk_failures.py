@@ -159,13 +159,8 @@ def test_a_failing_model_is_tried_five_times(tmp_path: Path, sdk: Sdk) -> None:
 
 def one_round(server: LiveServer, path: str, rounds: int = 1) -> dict[str, Any]:
     """A call of the slow service, at a path of its own."""
-    return {
-        "kind": "torch",
-        "endpoint": server.url,
-        "service": f"{PATH.rpartition('/')[2]}/{path}",
-        "token": tiny.TOKEN,
-        "inputs": [[[1], "DT_INT64", rounds]],
-    }
+    service = f"{PATH.rpartition('/')[2]}/{path}"
+    return tensors(server, service=service, inputs=[[[1], "DT_INT64", rounds]])
 
 
 def test_a_full_queue_is_told_once(tmp_path: Path, sdk: Sdk) -> None:
