@@ -69,6 +69,8 @@ def test_every_published_byte_is_signed(control: ControlSegment) -> None:
     places += [segment.plan.heap + chance.randrange(end) for _ in "x" * 9]
     places += [segment.plan.records, segment.plan.records + count * stride - 1]
     places += [segment.plan.heap, segment.plan.heap + end - 1]
+    # The last record's heap address, which then lies outside of the segment.
+    places.append(segment.plan.records + (count - 1) * stride + 6)
     for place in places:
         with path.open("r+b") as file:
             file.seek(place)
